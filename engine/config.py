@@ -1,0 +1,321 @@
+"""What a training run is: frozen, validated dataclasses, to and from JSON.
+
+Fields are of two kinds. *Structure* (shapes, dtypes, names) decides the compiled program. *Hypers* (`HYPERS`,
+numbers) are array arguments of that program: trials that differ only in hypers share one program, one compile.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine.errors import InputError
+
+# Dotted names of the numbers that may differ between the trials of one program.
+HYPERS = (
+    "optim.lr",
+    "optim.final_lr",
+    "optim.warmup_steps",
+    "optim.decay_fraction",
+    "optim.beta1",
+    "optim.beta2",
+    "optim.eps",
+    "optim.weight_decay",
+    "optim.clip_norm",
+    "optim.z_loss",
+    "tokens",
+    "init_std",
+    "seed",
+)
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise InputError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A decoder-only transformer: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
+
+    vocab_size: int = 257  # entries of the embedding and of the output head
+    d_model: int = 64
+    n_layers: int = 2
+    n_heads: int = 2
+    n_kv_heads: int | None = None  # None: one key/value head per query head
+    head_dim: int | None = None  # None: d_model / n_heads
+    d_ff: int | None = None  # None: 8/3 d_model, rounded up to a multiple of 8
+    tied_embeddings: bool = False  # the output head is the embedding, transposed
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "d_model", "n_layers", "n_heads"):
+            _require(getattr(self, name) >= 1, f"model.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.n_kv_heads is None:
+            object.__setattr__(self, "n_kv_heads", self.n_heads)
+        if self.head_dim is None:
+            _require(
+                self.d_model % self.n_heads == 0,
+                f"model.d_model {self.d_model} is not a multiple of model.n_heads {self.n_heads}; "
+                "change one, or set model.head_dim",
+            )
+            object.__setattr__(self, "head_dim", self.d_model // self.n_heads)
+        if self.d_ff is None:
+            object.__setattr__(self, "d_ff", -(-8 * self.d_model // 24) * 8)
+        assert self.n_kv_heads is not None and self.head_dim is not None and self.d_ff is not None
+        _require(self.d_ff >= 1, f"model.d_ff is {self.d_ff}; it must be at least 1")
+        _require(
+            self.n_kv_heads >= 1 and self.n_heads % self.n_kv_heads == 0,
+            f"model.n_kv_heads {self.n_kv_heads} does not divide model.n_heads {self.n_heads}",
+        )
+        _require(
+            self.head_dim >= 2 and self.head_dim % 2 == 0,
+            f"model.head_dim is {self.head_dim}; rotary positions need an even number",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW, and a learning rate over steps. Defaults: the recipe of Farseer section 2.2, which follows Step Law."""
+
+    schedule: str = "cosine"  # linear warm-up, then "cosine" or "wsd" (constant, then linear) to final_lr
+    lr: float = 1e-3  # peak
+    final_lr: float = 1e-5  # absolute, not a fraction: Step Law holds for cosine to a fixed 1e-5
+    warmup_steps: int = 2000
+    decay_fraction: float = 0.2  # wsd: the share of all steps spent decaying
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1  # on matrices; not on norms and embeddings
+    clip_norm: float = 1.0  # global gradient norm
+    z_loss: float = 0.0  # weight of mean(logsumexp^2)
+
+    def __post_init__(self) -> None:
+        _require(
+            self.schedule in ("cosine", "wsd"),
+            f"optim.schedule is {self.schedule!r}; known schedules: cosine, wsd",
+        )
+        _require(
+            math.isfinite(self.lr) and self.lr > 0, f"optim.lr is {self.lr}; it must be a positive finite number"
+        )
+        for name in ("final_lr", "warmup_steps", "weight_decay", "z_loss"):
+            value = getattr(self, name)
+            _require(math.isfinite(value) and value >= 0, f"optim.{name} is {value}; it must be zero or more")
+        for name in ("eps", "clip_norm"):
+            _require(getattr(self, name) > 0, f"optim.{name} is {getattr(self, name)}; it must be positive")
+        for name in ("beta1", "beta2"):
+            _require(0 <= getattr(self, name) < 1, f"optim.{name} is {getattr(self, name)}; it must be in [0, 1)")
+        _require(
+            0 < self.decay_fraction <= 1, f"optim.decay_fraction is {self.decay_fraction}; it must be in (0, 1]"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which tokens, in which order."""
+
+    corpus: str = "stdlib"  # a name known to engine.corpora, "synthetic", or a folder of text files
+    tokenizer: str = "bytes"  # "bytes" (257 ids) or "bpe-V" (byte-level BPE of V entries trained on the corpus)
+    seq_len: int = 256  # tokens per sequence
+    seed: int = 0  # the order of the sequences
+
+    def __post_init__(self) -> None:
+        _require(self.seq_len >= 2, f"data.seq_len is {self.seq_len}; it must be at least 2")
+        _require(bool(self.corpus), "data.corpus is empty; name a corpus or a folder of text files")
+        vocab = self.tokenizer.removeprefix("bpe-")
+        _require(
+            self.tokenizer == "bytes" or (self.tokenizer != vocab and vocab.isdigit() and int(vocab) >= 258),
+            f"data.tokenizer is {self.tokenizer!r}; use 'bytes' or 'bpe-V' with V at least 258, such as bpe-1024",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Devices per axis; every axis is always in the mesh, at size 1 when unused. -1: all that are left."""
+
+    trial: int = -1
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        sizes = dataclasses.asdict(self)
+        for name, size in sizes.items():
+            _require(size >= 1 or size == -1, f"mesh.{name} is {size}; it must be at least 1, or -1 for the rest")
+        _require(list(sizes.values()).count(-1) <= 1, f"mesh {sizes} has more than one -1; at most one axis can fill")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run, whole. `recipe` names it in the run table."""
+
+    recipe: str = "custom"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    batch_size: int = 16  # sequences per step
+    tokens: float = 1e6  # D: tokens trained on; rounded to whole steps
+    seed: int = 0  # of the initial weights
+    init_std: float = 0.02
+    dtype: str = "float32"  # of activations and matmuls; weights and loss are float32
+    loss_chunk: int = 0  # tokens per chunk of the cross-entropy; 0: no chunking
+    eval_sequences: int = 64  # held-out sequences scored at the end
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size >= 1, f"batch_size is {self.batch_size}; it must be at least 1 sequence")
+        _require(
+            math.isfinite(self.tokens) and self.tokens > 0, f"tokens is {self.tokens}; it must be a positive number"
+        )
+        _require(self.init_std > 0, f"init_std is {self.init_std}; it must be positive")
+        _require(0 <= self.seed < 2**31, f"seed is {self.seed}; it must be in [0, 2^31)")
+        _require(
+            self.dtype in ("float32", "bfloat16"), f"dtype is {self.dtype!r}; known dtypes: float32, bfloat16"
+        )
+        _require(self.loss_chunk >= 0, f"loss_chunk is {self.loss_chunk}; it must be zero or more tokens")
+        _require(self.eval_sequences >= 1, f"eval_sequences is {self.eval_sequences}; it must be at least 1")
+        _require(
+            self.tokens >= self.batch_tokens,
+            f"tokens is {self.tokens:g}, less than one batch of {self.batch_tokens} tokens "
+            f"({self.batch_size} sequences of {self.data.seq_len}); raise tokens or lower batch_size",
+        )
+
+    @property
+    def batch_tokens(self) -> int:
+        """Batch size in tokens."""
+        return self.batch_size * self.data.seq_len
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps: tokens / batch_tokens, rounded."""
+        return max(1, round(self.tokens / self.batch_tokens))
+
+    @property
+    def run_id(self) -> str:
+        """Hash of the resolved config: 16 hex digits."""
+        return hashlib.blake2b(to_json(self).encode(), digest_size=8).hexdigest()
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as nested plain dicts."""
+    return dataclasses.asdict(config)
+
+
+def to_json(config: Any) -> str:
+    """A config as canonical JSON (sorted keys, no spaces): equal configs give equal text."""
+    return json.dumps(to_dict(config), sort_keys=True, separators=(",", ":"))
+
+
+def from_dict(values: dict[str, Any], cls: type = TrainConfig, prefix: str = "") -> Any:
+    """The inverse of `to_dict`. Raises InputError on an unknown field or a value of the wrong type."""
+    hints = typing.get_type_hints(cls)
+    kwargs = {}
+    for name, value in values.items():
+        if name not in hints:
+            raise _unknown_field(prefix + name)
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            if not isinstance(value, dict):
+                raise InputError(f"{prefix}{name} is {value!r}; it is a group of fields, set one such as "
+                                 f"{prefix}{name}.{dataclasses.fields(hint)[0].name}")
+            kwargs[name] = from_dict(value, hint, f"{prefix}{name}.")
+        else:
+            kwargs[name] = _coerce(value, hint, prefix + name)
+    return cls(**kwargs)
+
+
+def from_json(text: str) -> TrainConfig:
+    """The inverse of `to_json`."""
+    return from_dict(json.loads(text))
+
+
+def field_names(cls: type = TrainConfig, prefix: str = "") -> list[str]:
+    """Dotted names of all fields, such as 'optim.lr'."""
+    names: list[str] = []
+    for name, hint in typing.get_type_hints(cls).items():
+        names += field_names(hint, f"{prefix}{name}.") if dataclasses.is_dataclass(hint) else [prefix + name]
+    return names
+
+
+def replace(config: TrainConfig, changes: dict[str, Any]) -> TrainConfig:
+    """`config` with dotted fields changed, `{"optim.lr": 1e-3}`; strings such as "1e-3" are read as the field's type.
+
+    Fields that `ModelConfig` derives (head_dim, n_kv_heads, d_ff) are derived anew when the fields that they come
+    from change, unless they were set to something else. Raises InputError on an unknown field or a bad value.
+    """
+    values = to_dict(config)
+    model = values["model"]
+    derived = to_dict(ModelConfig(**{k: v for k, v in model.items() if k not in ("head_dim", "n_kv_heads", "d_ff")})) \
+        if model["d_model"] % model["n_heads"] == 0 else {}
+    for name in ("head_dim", "n_kv_heads", "d_ff"):
+        if model[name] == derived.get(name):
+            model[name] = None
+    known = field_names()
+    for dotted, value in changes.items():
+        if dotted not in known:
+            raise _unknown_field(dotted)
+        node = values
+        *groups, leaf = dotted.split(".")
+        for group in groups:
+            node = node[group]
+        node[leaf] = value
+    return from_dict(values)
+
+
+def structure(config: TrainConfig) -> str:
+    """What decides the compiled program and the data: the config's JSON without its hypers (a cohort's key)."""
+    values = to_dict(config)
+    del values["recipe"]
+    for dotted in HYPERS:
+        *groups, leaf = dotted.split(".")
+        node = values
+        for group in groups:
+            node = node[group]
+        del node[leaf]
+    return json.dumps(values, sort_keys=True, separators=(",", ":"))
+
+
+def hypers(config: TrainConfig) -> dict[str, float]:
+    """The numbers of `config` that are arguments of the program, by dotted name."""
+    out = {}
+    for dotted in HYPERS:
+        node: Any = config
+        for part in dotted.split("."):
+            node = getattr(node, part)
+        out[dotted] = node
+    return out
+
+
+def _unknown_field(name: str) -> InputError:
+    near = difflib.get_close_matches(name, field_names(), n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else "known fields: " + ", ".join(field_names())
+    return InputError(f"unknown field {name!r}; {hint}")
+
+
+def _coerce(value: Any, hint: Any, name: str) -> Any:
+    kinds = typing.get_args(hint) or (hint,)
+    if value is None or value == "none":
+        if type(None) in kinds:
+            return None
+        raise InputError(f"{name} is empty; it needs a value of type {kinds[0].__name__}")
+    kind = kinds[0]
+    try:
+        if kind is bool:
+            return {"true": True, "false": False, "1": True, "0": False}[str(value).lower()]
+        if kind is int:
+            number = float(value)
+            if number != int(number):
+                raise ValueError
+            return int(number)
+        if kind is float:
+            return float(value)
+        return str(value)
+    except (ValueError, KeyError, TypeError, OverflowError):
+        raise InputError(f"{name} is {value!r}; it must be of type {kind.__name__}") from None
