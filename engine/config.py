@@ -83,12 +83,13 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW, and a learning rate over steps. Defaults: the recipe of Farseer section 2.2, which follows Step Law."""
+    """AdamW, and a learning rate over steps. Defaults as in Farseer section 2.2, which follows Step Law; there the
+    warm-up is 2000 steps, of runs far longer than ours."""
 
     schedule: str = "cosine"  # linear warm-up, then "cosine" or "wsd" (constant, then linear) to final_lr
     lr: float = 1e-3  # peak
     final_lr: float = 1e-5  # absolute, not a fraction: Step Law holds for cosine to a fixed 1e-5
-    warmup_steps: int = 2000
+    warmup_steps: int = 100
     decay_fraction: float = 0.2  # wsd: the share of all steps spent decaying
     beta1: float = 0.9
     beta2: float = 0.95
@@ -138,18 +139,22 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """Devices per axis; every axis is always in the mesh, at size 1 when unused. -1: all that are left."""
+    """Devices per axis; every axis is always in the mesh, at size 1 when unused.
+
+    -1 takes the devices that the other axes leave: `trial` first, as many as divide the number of trials, then
+    `data`, as many as divide the batch. `fsdp` shards weights and batch, `tensor` heads, d_ff and vocabulary.
+    """
 
     trial: int = -1
-    data: int = 1
+    data: int = -1
     fsdp: int = 1
     tensor: int = 1
 
     def __post_init__(self) -> None:
         sizes = dataclasses.asdict(self)
         for name, size in sizes.items():
-            _require(size >= 1 or size == -1, f"mesh.{name} is {size}; it must be at least 1, or -1 for the rest")
-        _require(list(sizes.values()).count(-1) <= 1, f"mesh {sizes} has more than one -1; at most one axis can fill")
+            auto = size == -1 and name in ("trial", "data")
+            _require(size >= 1 or auto, f"mesh.{name} is {size}; it must be at least 1 (trial and data: or -1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +190,11 @@ class TrainConfig:
             self.tokens >= self.batch_tokens,
             f"tokens is {self.tokens:g}, less than one batch of {self.batch_tokens} tokens "
             f"({self.batch_size} sequences of {self.data.seq_len}); raise tokens or lower batch_size",
+        )
+        _require(
+            self.optim.warmup_steps < self.steps or self.optim.warmup_steps == 0,
+            f"optim.warmup_steps is {self.optim.warmup_steps}, but the run has only {self.steps} steps, so optim.lr "
+            "would never be reached; lower optim.warmup_steps or raise tokens",
         )
 
     @property
