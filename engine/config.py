@@ -104,7 +104,8 @@ class OptimConfig:
             f"optim.schedule is {self.schedule!r}; known schedules: cosine, wsd",
         )
         _require(
-            math.isfinite(self.lr) and self.lr > 0, f"optim.lr is {self.lr}; it must be a positive finite number"
+            math.isfinite(self.lr) and self.lr > 0,
+            f"optim.lr is {self.lr}; it must be a positive finite number",
         )
         for name in ("final_lr", "warmup_steps", "weight_decay", "z_loss"):
             value = getattr(self, name)
@@ -114,7 +115,8 @@ class OptimConfig:
         for name in ("beta1", "beta2"):
             _require(0 <= getattr(self, name) < 1, f"optim.{name} is {getattr(self, name)}; it must be in [0, 1)")
         _require(
-            0 < self.decay_fraction <= 1, f"optim.decay_fraction is {self.decay_fraction}; it must be in (0, 1]"
+            0 < self.decay_fraction <= 1,
+            f"optim.decay_fraction is {self.decay_fraction}; it must be in (0, 1]",
         )
 
 
@@ -177,13 +179,12 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _require(self.batch_size >= 1, f"batch_size is {self.batch_size}; it must be at least 1 sequence")
         _require(
-            math.isfinite(self.tokens) and self.tokens > 0, f"tokens is {self.tokens}; it must be a positive number"
+            math.isfinite(self.tokens) and self.tokens > 0,
+            f"tokens is {self.tokens}; it must be a positive number",
         )
         _require(self.init_std > 0, f"init_std is {self.init_std}; it must be positive")
         _require(0 <= self.seed < 2**31, f"seed is {self.seed}; it must be in [0, 2^31)")
-        _require(
-            self.dtype in ("float32", "bfloat16"), f"dtype is {self.dtype!r}; known dtypes: float32, bfloat16"
-        )
+        _require(self.dtype in ("float32", "bfloat16"), f"dtype is {self.dtype!r}; known dtypes: float32, bfloat16")
         _require(self.loss_chunk >= 0, f"loss_chunk is {self.loss_chunk}; it must be zero or more tokens")
         _require(self.eval_sequences >= 1, f"eval_sequences is {self.eval_sequences}; it must be at least 1")
         _require(
@@ -233,8 +234,10 @@ def from_dict(values: dict[str, Any], cls: type = TrainConfig, prefix: str = "")
         hint = hints[name]
         if dataclasses.is_dataclass(hint):
             if not isinstance(value, dict):
-                raise InputError(f"{prefix}{name} is {value!r}; it is a group of fields, set one such as "
-                                 f"{prefix}{name}.{dataclasses.fields(hint)[0].name}")
+                raise InputError(
+                    f"{prefix}{name} is {value!r}; it is a group of fields, set one such as "
+                    f"{prefix}{name}.{dataclasses.fields(hint)[0].name}"
+                )
             kwargs[name] = from_dict(value, hint, f"{prefix}{name}.")
         else:
             kwargs[name] = _coerce(value, hint, prefix + name)
@@ -262,8 +265,11 @@ def replace(config: TrainConfig, changes: dict[str, Any]) -> TrainConfig:
     """
     values = to_dict(config)
     model = values["model"]
-    derived = to_dict(ModelConfig(**{k: v for k, v in model.items() if k not in ("head_dim", "n_kv_heads", "d_ff")})) \
-        if model["d_model"] % model["n_heads"] == 0 else {}
+    derived = (
+        to_dict(ModelConfig(**{k: v for k, v in model.items() if k not in ("head_dim", "n_kv_heads", "d_ff")}))
+        if model["d_model"] % model["n_heads"] == 0
+        else {}
+    )
     for name in ("head_dim", "n_kv_heads", "d_ff"):
         if model[name] == derived.get(name):
             model[name] = None

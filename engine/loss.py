@@ -16,7 +16,13 @@ from engine.config import ModelConfig
 
 
 def token_losses(
-    config: ModelConfig, params_G: Any, tokens_BT1: jax.Array, weights_BT: jax.Array, *, dtype: Any, chunk: int
+    config: ModelConfig,
+    params_G: Any,
+    tokens_BT1: jax.Array,
+    weights_BT: jax.Array,
+    *,
+    dtype: Any,
+    chunk: int,
 ) -> tuple[jax.Array, jax.Array]:
     """Sums over the batch, [G] each: weighted negative log-likelihood in nats, and weighted logsumexp^2 (z-loss).
 

@@ -129,5 +129,6 @@ def add_trial_axis(params: Params) -> Params:
 
 
 def take_trial(params_G: Params, g: int) -> Params:
-    """Trial g of a population, as one model's parameters."""
-    return {k: jax.tree.map(lambda x, a=a: jnp.take(x, g, axis=a), params_G[k]) for k, a in trial_axis(params_G).items()}
+    """Trial g of a population's parameters (numpy arrays: views), as one model's."""
+    index = lambda at: (slice(None),) * at + (g,)  # noqa: E731
+    return {k: jax.tree.map(lambda x, at=at: x[index(at)], params_G[k]) for k, at in trial_axis(params_G).items()}

@@ -1,0 +1,21 @@
+"""The trainer: dense decoders, one or many to a program, on CPU, GPU and TPU meshes."""
+
+from engine.config import DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
+from engine.errors import InputError
+from engine.loop import Progress, Result, train, train_population
+from engine.model import init, logits
+
+__all__ = [
+    "DataConfig",
+    "InputError",
+    "MeshConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "Progress",
+    "Result",
+    "TrainConfig",
+    "init",
+    "logits",
+    "train",
+    "train_population",
+]

@@ -1,0 +1,99 @@
+"""One mesh with every axis, size 1 when unused, and the physical sharding of every array of a population."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from engine import model as model_lib
+from engine import step
+from engine.config import MeshConfig, ModelConfig
+from engine.errors import InputError
+
+AXES = ("trial", "data", "fsdp", "tensor")
+
+# Logical axis of a parameter -> mesh axis.
+RULES = {
+    "layer": None,
+    "embed": "fsdp",
+    "vocab": "tensor",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "head_dim": None,
+    "ffn": "tensor",
+}
+
+
+def make_mesh(config: MeshConfig, *, n_trials: int, batch_size: int, devices: list[Any] | None = None) -> Mesh:
+    """The mesh for n_trials trials with batch_size sequences a step; `MeshConfig` says how -1 is resolved.
+
+    Raises InputError when the axes ask for more devices than there are, or don't divide what they shard.
+    """
+    devices = jax.devices() if devices is None else devices
+    fixed = math.prod(size for size in (config.trial, config.data, config.fsdp, config.tensor) if size != -1)
+    if fixed > len(devices):
+        raise InputError(f"mesh {config} needs {fixed} devices, but there are {len(devices)}; lower an axis")
+    free = len(devices) // fixed
+    trial = config.trial if config.trial != -1 else math.gcd(free, n_trials)
+    if config.trial == -1:
+        free //= trial
+    batch_left = batch_size // config.fsdp if batch_size % config.fsdp == 0 else 1
+    data = config.data if config.data != -1 else math.gcd(free, batch_left)
+    if n_trials % trial:
+        raise InputError(f"mesh.trial {trial} does not divide the {n_trials} trials; use mesh.trial=-1")
+    if batch_size % (data * config.fsdp):
+        raise InputError(
+            f"mesh.data {data} times mesh.fsdp {config.fsdp} does not divide batch_size {batch_size}; "
+            "change batch_size or the mesh"
+        )
+    shape = (trial, data, config.fsdp, config.tensor)
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[: math.prod(shape)])
+
+
+def state_sharding(mesh: Mesh, model: ModelConfig) -> step.State:
+    """Shardings of a `step.State`. Raises InputError when a mesh axis does not divide the weights it shards."""
+    sizes = jax.tree.map(lambda x: x.shape, jax.eval_shape(partial(model_lib.init, model)))
+    axes = model_lib.logical_axes(model)
+    trial_axis = model_lib.trial_axis(sizes)
+
+    def leaf(at: int, names: tuple[str, ...], shape: tuple[int, ...]) -> NamedSharding:
+        spec = [RULES[name] for name in names]
+        for name, size, rule in zip(names, shape, spec):
+            if rule and size % mesh.shape[rule]:
+                raise InputError(
+                    f"mesh.{rule} {mesh.shape[rule]} does not divide the model's {name} axis of {size}; "
+                    f"change mesh.{rule} or the model"
+                )
+        spec.insert(at, "trial")
+        return NamedSharding(mesh, P(*spec))
+
+    is_axes = lambda x: isinstance(x, tuple)  # noqa: E731
+    params = {k: jax.tree.map(partial(leaf, trial_axis[k]), axes[k], sizes[k], is_leaf=is_axes) for k in sizes}
+    per_trial = NamedSharding(mesh, P("trial"))
+    empty, adam, masked = step.moments_axis(sizes)
+    return step.State(
+        params=params,
+        moments=(empty, adam._replace(count=per_trial, mu=params, nu=params), masked),
+        step=NamedSharding(mesh, P()),
+        alive=per_trial,
+    )
+
+
+def trial_sharding(mesh: Mesh) -> NamedSharding:
+    """Of [G] arrays."""
+    return NamedSharding(mesh, P("trial"))
+
+
+def metrics_sharding(mesh: Mesh) -> NamedSharding:
+    """Of [K, G] arrays."""
+    return NamedSharding(mesh, P(None, "trial"))
+
+
+def batch_sharding(mesh: Mesh, *, steps_axis: bool) -> NamedSharding:
+    """Of token batches [B, T+1], or [K, B, T+1] with steps_axis."""
+    return NamedSharding(mesh, P(*([None] if steps_axis else []), ("data", "fsdp"), None))

@@ -1,0 +1,71 @@
+"""Many trials as one program: stacking their numbers, and compiling the step for a mesh once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from engine import config as config_lib
+from engine import mesh as mesh_lib
+from engine import step
+from engine.config import TrainConfig
+from engine.errors import InputError
+from engine.optim import Hyper
+
+
+def trial_configs(config: TrainConfig, hypers: Sequence[Mapping[str, float]]) -> list[TrainConfig]:
+    """`config` with each trial's numbers. Raises InputError for a field that is not a hyper (`config.HYPERS`)."""
+    if not hypers:
+        raise InputError("no trials: hypers is empty; give one mapping of numbers per trial, {} for the config's own")
+    for trial in hypers:
+        for name in trial:
+            if name not in config_lib.HYPERS:
+                raise InputError(
+                    f"{name!r} cannot differ between the trials of one program; it may be one of: "
+                    + ", ".join(config_lib.HYPERS)
+                )
+    return [config_lib.replace(config, dict(trial)) for trial in hypers]
+
+
+def stack_hypers(trials: Sequence[TrainConfig]) -> Hyper:
+    """The trials' numbers as float32 arrays [G]."""
+
+    def stacked(name: str) -> np.ndarray:
+        values = [t.steps if name == "steps" else getattr(t.optim, name) for t in trials]
+        return np.asarray(values, np.float32)
+
+    return Hyper(*(stacked(name) for name in Hyper._fields))  # type: ignore[arg-type]
+
+
+def init_state(mesh: Mesh, trials: Sequence[TrainConfig], hyper_G: Hyper) -> step.State:
+    """Initial state, born sharded."""
+    model = trials[0].model
+    seeds = jax.device_put(np.asarray([t.seed for t in trials], np.uint32), mesh_lib.trial_sharding(mesh))
+    stds = jax.device_put(np.asarray([t.init_std for t in trials], np.float32), mesh_lib.trial_sharding(mesh))
+    return _compiled_init(model, mesh)(seeds, stds, hyper_G)
+
+
+@lru_cache(maxsize=64)
+def _compiled_init(model: Any, mesh: Mesh) -> Any:
+    return jax.jit(partial(step.init_state, model), out_shardings=mesh_lib.state_sharding(mesh, model))
+
+
+@lru_cache(maxsize=64)
+def compiled_train_steps(program: step.Program, mesh: Mesh) -> Any:
+    """`step.train_steps` jitted for a mesh: (state, tokens_KBT1, n_steps, hyper_G) -> (state, metrics); donates state."""
+    return jax.jit(
+        partial(step.train_steps, program),
+        donate_argnums=0,
+        out_shardings=(mesh_lib.state_sharding(mesh, program.model), mesh_lib.metrics_sharding(mesh)),
+    )
+
+
+@lru_cache(maxsize=64)
+def compiled_eval_step(program: step.Program, mesh: Mesh) -> Any:
+    """`step.eval_step` jitted for a mesh: (params_G, tokens_BT1, weights_BT) -> [G]."""
+    return jax.jit(partial(step.eval_step, program), out_shardings=mesh_lib.trial_sharding(mesh))

@@ -1,0 +1,91 @@
+"""A finished trial as a row of the run table, and the smoothed loss that it reports."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import json
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from engine import config as config_lib
+from engine import sizes
+from engine.config import TrainConfig
+
+
+def smooth_loss(loss: np.ndarray) -> float:
+    """Step Law's final training loss, nats per token, from the loss of every step, [steps].
+
+    A Gaussian filter of sigma = min(100, 1% of the steps), last value (`papers`: Step Law, log_analysis.py). Its
+    reflecting edge makes that a half-Gaussian average of about the last 4 sigma steps.
+    """
+    from scipy.ndimage import gaussian_filter1d
+
+    return float(gaussian_filter1d(loss.astype(np.float64), sigma=min(100.0, 0.01 * len(loss)))[-1])
+
+
+def make_row(
+    config: TrainConfig,
+    *,
+    losses: np.ndarray,
+    eval_loss: float,
+    chars_per_token: float,
+    diverged_at: int | None,
+    wall_s: float,
+) -> dict[str, Any]:
+    """The run-table row of one trial (columns and units: the run table's schema).
+
+    losses: training loss of every step, nats per token. diverged_at: the step of the first non-finite loss or
+    gradient. wall_s: seconds, the trial's share of its program's.
+    """
+    diverged = diverged_at is not None
+    tokens = config.steps * config.batch_tokens
+    return {
+        "run_id": config.run_id,
+        "recipe": config.recipe,
+        "params": sizes.non_embedding_params(config.model),
+        "params_active": sizes.non_embedding_params(config.model),
+        "params_total": sizes.total_params(config.model),
+        "tokens": tokens,
+        "lr": config.optim.lr,
+        "batch_tokens": config.batch_tokens,
+        "seq_len": config.data.seq_len,
+        "loss": math.nan if diverged else smooth_loss(losses),
+        "eval_loss": math.nan if diverged else eval_loss,
+        "bpc": math.nan if diverged else eval_loss / math.log(2) / chars_per_token,
+        "flops": sizes.flops_per_token(config.model, config.data.seq_len) * tokens,
+        "status": "diverged" if diverged else "ok",
+        "reason": f"non-finite loss or gradient at step {diverged_at} of {config.steps}" if diverged else "",
+        "d_model": config.model.d_model,
+        "n_layers": config.model.n_layers,
+        "n_heads": config.model.n_heads,
+        "n_kv_heads": config.model.n_kv_heads,
+        "d_ff": config.model.d_ff,
+        "vocab_size": config.model.vocab_size,
+        "seed": config.seed,
+        "wall_s": wall_s,
+        "device": device_name(),
+        "versions": versions(),
+        "config": config_lib.to_json(config),
+    }
+
+
+def device_name() -> str:
+    """Such as '1 x cpu' or '8 x NVIDIA H100 80GB HBM3'."""
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+
+
+@functools.cache
+def versions() -> str:
+    """Versions of what decides a run's numbers, JSON."""
+    names = ("stepseer", "jax", "jaxlib", "flax", "optax", "numpy")
+    found = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "unknown"
+    return json.dumps(found)

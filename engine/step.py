@@ -1,0 +1,134 @@
+"""Training and evaluation steps: pure functions in which every number is an array.
+
+Shapes: G trials, K steps of a call, B sequences, T tokens.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from engine import loss as loss_lib
+from engine import model as model_lib
+from engine import optim
+from engine.config import ModelConfig, TrainConfig
+from engine.optim import Hyper
+
+
+class Program(NamedTuple):
+    """The part of a config that decides the compiled step, beside array shapes; hashable."""
+
+    model: ModelConfig
+    schedule: str
+    dtype: str
+    loss_chunk: int
+
+
+def program(config: TrainConfig) -> Program:
+    """What of `config` the compiled step depends on."""
+    return Program(config.model, config.optim.schedule, config.dtype, config.loss_chunk)
+
+
+class State(NamedTuple):
+    """A population in training."""
+
+    params: model_lib.Params  # float32, trial axis per `model.trial_axis`
+    moments: Any  # optax state, trial axis alike
+    step: jax.Array  # [] int32: steps done
+    alive: jax.Array  # [G] bool: False from a trial's first non-finite loss or gradient on
+
+
+class Metrics(NamedTuple):
+    """Of every step of a call, [K, G] float32."""
+
+    loss: jax.Array  # nats per token, of the batch before its update
+    grad_norm: jax.Array
+    lr: jax.Array
+
+
+def moments_axis(params: model_lib.Params) -> Any:
+    """Prefix tree of the trial axis in `State.moments`."""
+    axis = model_lib.trial_axis(params)
+    return (optax.EmptyState(), optax.ScaleByAdamState(0, axis, axis), optax.MaskedState(optax.EmptyState()))  # type: ignore[arg-type]
+
+
+def init_state(model: ModelConfig, seeds_G: jax.Array, init_std_G: jax.Array, hyper_G: Hyper) -> State:
+    """Initial state of G trials: own seed, own initial scale."""
+    axis = model_lib.trial_axis(jax.eval_shape(partial(model_lib.init, model)))
+    params = jax.vmap(partial(model_lib.init, model), out_axes=axis)(seeds_G, init_std_G)
+    moments = jax.vmap(lambda h, p: optim.adamw(h).init(p), in_axes=(0, axis), out_axes=moments_axis(params))(
+        hyper_G, params
+    )
+    return State(params, moments, jnp.int32(0), jnp.ones(seeds_G.shape, bool))
+
+
+def train_step(program: Program, state: State, tokens_BT1: jax.Array, hyper_G: Hyper) -> tuple[State, Metrics]:
+    """One optimizer step of every trial on the same batch.
+
+    A trial past its horizon rests; one whose loss or gradient is not finite freezes, unchanged from then on. Trials
+    share no arithmetic, so neither touches its neighbours.
+    """
+    weights_BT = jnp.ones(tokens_BT1[:, 1:].shape)
+
+    def objective(params_G: model_lib.Params) -> tuple[jax.Array, jax.Array]:
+        nll_G, z_G = _token_losses(program, params_G, tokens_BT1, weights_BT)
+        loss_G = nll_G / weights_BT.size
+        return jnp.sum(loss_G + hyper_G.z_loss * z_G / weights_BT.size), loss_G
+
+    grads_G, loss_G = jax.grad(objective, has_aux=True)(state.params)
+    lr_G = optim.learning_rate(program.schedule, state.step, hyper_G)
+
+    def update(grads: Any, moments: Any, params: Any, hyper: Hyper, lr: jax.Array, loss: jax.Array, active: Any) -> Any:
+        grad_norm = optax.tree.norm(grads)
+        direction, new_moments = optim.adamw(hyper).update(grads, moments, params)
+        new_params = jax.tree.map(lambda p, d: p - lr * d, params, direction)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        keep = partial(jnp.where, active & finite)
+        return jax.tree.map(keep, (new_params, new_moments), (params, moments)), grad_norm, finite
+
+    axis = model_lib.trial_axis(state.params)
+    active_G = state.alive & (state.step < hyper_G.steps)
+    (params, moments), grad_norm_G, finite_G = jax.vmap(
+        update,
+        in_axes=(axis, moments_axis(state.params), axis, 0, 0, 0, 0),
+        out_axes=((axis, moments_axis(state.params)), 0, 0),
+    )(grads_G, state.moments, state.params, hyper_G, lr_G, loss_G, active_G)
+    alive_G = state.alive & (finite_G | ~active_G)
+    return State(params, moments, state.step + 1, alive_G), Metrics(loss_G, grad_norm_G, lr_G)
+
+
+def train_steps(
+    program: Program, state: State, tokens_KBT1: jax.Array, n_steps: jax.Array, hyper_G: Hyper
+) -> tuple[State, Metrics]:
+    """The first n_steps of K batches. n_steps is data: a short last call runs the same program.
+
+    Metrics rows from n_steps on are NaN.
+    """
+    empty = jnp.full((tokens_KBT1.shape[0], hyper_G.lr.shape[0]), jnp.nan)
+
+    def body(k: jax.Array, carry: tuple[State, Metrics]) -> tuple[State, Metrics]:
+        state, rows = carry
+        state, row = train_step(program, state, tokens_KBT1[k], hyper_G)
+        return state, jax.tree.map(lambda all_k, at_k: all_k.at[k].set(at_k), rows, row)
+
+    return jax.lax.fori_loop(0, n_steps, body, (state, Metrics(empty, empty, empty)))
+
+
+def eval_step(program: Program, params_G: model_lib.Params, tokens_BT1: jax.Array, weights_BT: jax.Array) -> jax.Array:
+    """Summed negative log-likelihood in nats, [G], over the tokens of weight 1."""
+    return _token_losses(program, params_G, tokens_BT1, weights_BT)[0]
+
+
+def _token_losses(program: Program, params_G: Any, tokens_BT1: jax.Array, weights_BT: jax.Array) -> Any:
+    return loss_lib.token_losses(
+        program.model,
+        params_G,
+        tokens_BT1,
+        weights_BT,
+        dtype=jnp.dtype(program.dtype),
+        chunk=program.loss_chunk,
+    )
