@@ -1,0 +1,27 @@
+"""Scaling laws fitted to run tables as Bayesian models: load runs, fit, predict, hold out, report.
+
+Names are resolved on first use, so that importing `laws` pulls in neither jax nor the plotting libraries.
+"""
+
+from importlib import import_module
+from typing import Any
+
+from laws.errors import InputError
+
+_HOMES = {
+    "load_runs": "laws.runs",
+    "fit": "laws.fit",
+    "FitError": "laws.fit",
+    "Posterior": "laws.posterior",
+    "load_posterior": "laws.posterior",
+    "backtest": "laws.backtest",
+}
+__all__ = ["FitError", "InputError", "Posterior", "backtest", "fit", "load_posterior", "load_runs"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'laws' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value  # also replaces a submodule of the same name, such as laws.fit
+    return value
