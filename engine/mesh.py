@@ -56,15 +56,20 @@ def make_mesh(config: MeshConfig, *, n_trials: int, batch_size: int, devices: li
 
 
 def state_sharding(mesh: Mesh, model: ModelConfig) -> step.State:
-    """Shardings of a `step.State`. Raises InputError when a mesh axis does not divide the weights it shards."""
+    """Shardings of a `step.State`. Raises InputError when a mesh axis does not divide the weights it shards.
+
+    A vocabulary that does not divide (257 bytes) is replicated.
+    """
     sizes = jax.tree.map(lambda x: x.shape, jax.eval_shape(partial(model_lib.init, model)))
     axes = model_lib.logical_axes(model)
     trial_axis = model_lib.trial_axis(sizes)
 
     def leaf(at: int, names: tuple[str, ...], shape: tuple[int, ...]) -> NamedSharding:
         spec = [RULES[name] for name in names]
-        for name, size, rule in zip(names, shape, spec):
-            if rule and size % mesh.shape[rule]:
+        for i, (name, size, rule) in enumerate(zip(names, shape, spec)):
+            if rule and size % mesh.shape[rule] and name == "vocab":
+                spec[i] = None
+            elif rule and size % mesh.shape[rule]:
                 raise InputError(
                     f"mesh.{rule} {mesh.shape[rule]} does not divide the model's {name} axis of {size}; "
                     f"change mesh.{rule} or the model"

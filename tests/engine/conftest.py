@@ -1,11 +1,13 @@
-"""The tiny model that engine tests share, and a step of a population."""
+"""Eight virtual CPU devices, and the tiny model that engine tests share."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from engine import DataConfig, ModelConfig, OptimConfig, TrainConfig
+from engine import DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
+
+jax.config.update("jax_num_cpu_devices", 8)
 
 
 @pytest.fixture(scope="session")
@@ -15,6 +17,7 @@ def tiny() -> TrainConfig:
         model=ModelConfig(vocab_size=257, d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=24),
         optim=OptimConfig(lr=1e-2, final_lr=1e-4, warmup_steps=3),
         data=DataConfig(corpus="synthetic", seq_len=16),
+        mesh=MeshConfig(trial=1, data=1),
         batch_size=4,
         tokens=4 * 16 * 24,
         eval_sequences=8,

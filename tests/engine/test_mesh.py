@@ -1,0 +1,87 @@
+"""The same population on 1 to 8 virtual devices, in every layout."""
+
+import jax
+import numpy as np
+import pytest
+
+from engine import InputError, MeshConfig, population, step
+from engine import mesh as mesh_lib
+from tests.engine.conftest import random_tokens
+
+N_TRIALS, STEPS = 4, 6
+LAYOUTS = {
+    "trial 4": MeshConfig(trial=4, data=1),
+    "data 4": MeshConfig(trial=1, data=4),
+    "fsdp 4": MeshConfig(trial=1, data=1, fsdp=4),
+    "tensor 2": MeshConfig(trial=1, data=1, tensor=2),
+    "trial 2, data 2, fsdp 2": MeshConfig(trial=2, data=2, fsdp=2),
+    "trial 2, fsdp 2, tensor 2": MeshConfig(trial=2, data=1, fsdp=2, tensor=2),
+    "automatic": MeshConfig(),
+}
+
+
+def lower(config, layout):
+    trials = population.trial_configs(config, [{"optim.lr": 1e-3 * (g + 1), "seed": g} for g in range(N_TRIALS)])
+    mesh = mesh_lib.make_mesh(layout, n_trials=N_TRIALS, batch_size=config.batch_size)
+    hyper = jax.device_put(population.stack_hypers(trials), mesh_lib.trial_sharding(mesh))
+    state = population.init_state(mesh, trials, hyper)
+    tokens = random_tokens((STEPS, config.batch_size, config.data.seq_len + 1), config.model.vocab_size)
+    args = (state, jax.device_put(tokens, mesh_lib.batch_sharding(mesh, steps_axis=True)), np.int32(STEPS), hyper)
+    return mesh, population.compiled_train_steps(step.program(config), mesh), args
+
+
+@pytest.fixture(scope="module")
+def one_device(tiny):
+    _, run, args = lower(tiny, MeshConfig(trial=1, data=1))
+    return np.asarray(run(*args)[1].loss)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_same_losses_in_every_layout(layout, tiny, one_device):
+    mesh, run, args = lower(tiny, layout)
+    assert mesh.size > 1
+    state, metrics = run(*args)
+    assert state.params["layers"]["q"].sharding.is_equivalent_to(args[0].params["layers"]["q"].sharding, 5)
+    np.testing.assert_allclose(np.asarray(metrics.loss), one_device, rtol=1e-5)
+
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+def collectives(tiny, layout):
+    _, run, args = lower(tiny, layout)
+    text = run.lower(*args).compile().as_text()
+    return {name: text.count(f" {name}(") + text.count(f" {name}-start(") for name in COLLECTIVES}
+
+
+def test_population_over_trials_has_no_collectives(tiny):
+    assert not any(collectives(tiny, MeshConfig(trial=4, data=1)).values())
+
+
+def test_data_parallel_has_collectives(tiny):
+    """So that the test above can fail."""
+    assert collectives(tiny, MeshConfig(trial=1, data=4))["all-reduce"] > 0
+
+
+def test_automatic_axes():
+    def shape(config, n_trials, batch_size):
+        return tuple(mesh_lib.make_mesh(config, n_trials=n_trials, batch_size=batch_size).shape.values())
+
+    assert shape(MeshConfig(), 16, 4) == (8, 1, 1, 1)
+    assert shape(MeshConfig(), 6, 4) == (2, 4, 1, 1)
+    assert shape(MeshConfig(), 1, 3) == (1, 1, 1, 1)
+    assert shape(MeshConfig(fsdp=2), 1, 8) == (1, 4, 2, 1)
+
+
+@pytest.mark.parametrize(
+    "layout, value",
+    [
+        (MeshConfig(trial=16), "16"),
+        (MeshConfig(trial=3), "mesh.trial 3"),
+        (MeshConfig(data=3), "mesh.data 3"),
+        (MeshConfig(trial=1, data=1, tensor=8), "mesh.tensor 8"),
+    ],
+)
+def test_impossible_meshes_are_refused_by_name(layout, value, tiny):
+    with pytest.raises(InputError, match=value):
+        lower(tiny, layout)

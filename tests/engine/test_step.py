@@ -1,0 +1,103 @@
+"""A population's step: trials equal themselves alone, and never touch each other."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from engine import config as config_lib
+from engine import model, optim, population, step
+from tests.engine.conftest import as_hyper, random_tokens
+
+STEPS = 12
+
+
+def run(trials, n_steps=STEPS, order=None):
+    """(state, losses [n_steps, G]) of trials on the same random batches."""
+    hyper = as_hyper(trials)
+    c = trials[0]
+    state = step.init_state(
+        c.model,
+        jnp.asarray([t.seed for t in trials], jnp.uint32),
+        jnp.asarray([t.init_std for t in trials], jnp.float32),
+        hyper,
+    )
+    tokens = random_tokens((STEPS, c.batch_size, c.data.seq_len + 1), c.model.vocab_size)
+    state, metrics = jax.jit(step.train_steps, static_argnums=0)(
+        step.program(c), state, tokens, jnp.int32(n_steps), hyper
+    )
+    return jax.device_get(state), np.asarray(metrics.loss)
+
+
+def with_lrs(config, lrs, **changes):
+    return population.trial_configs(config, [{"optim.lr": lr, "seed": i, **changes} for i, lr in enumerate(lrs)])
+
+
+def test_population_equals_trials_alone(tiny):
+    trials = with_lrs(tiny, [1e-3, 3e-3, 1e-2])
+    _, together = run(trials)
+    alone = np.stack([run([t])[1][:, 0] for t in trials], axis=1)
+    np.testing.assert_array_equal(together[0], alone[0])  # before any update: the same arithmetic
+    np.testing.assert_allclose(together, alone, rtol=2e-5)
+
+
+def test_order_of_trials_does_not_matter(tiny):
+    trials = with_lrs(tiny, [1e-3, 1e-2, 3e-2, 5e-3])
+    order = [2, 0, 3, 1]
+    np.testing.assert_array_equal(run(trials)[1][:, order], run([trials[i] for i in order])[1])
+
+
+def test_diverged_trial_freezes_alone(tiny):
+    """A learning rate of 1e30 overflows; its neighbours' losses and weights keep every bit."""
+    good = with_lrs(tiny, [1e-3, 1e-2, 3e-2])
+    bad = [good[0], config_lib.replace(good[1], {"optim.lr": 1e30}), good[2]]
+    state_good, losses_good = run(good)
+    state_bad, losses_bad = run(bad)
+    assert list(state_bad.alive) == [True, False, True] and state_good.alive.all()
+    np.testing.assert_array_equal(losses_good[:, [0, 2]], losses_bad[:, [0, 2]])
+    for g in (0, 2):
+        jax.tree.map(
+            np.testing.assert_array_equal, model.take_trial(state_good.params, g), model.take_trial(state_bad.params, g)
+        )
+    first = int(np.flatnonzero(~np.isfinite(losses_bad[:, 1]))[0])
+    frozen = [model.take_trial(run(bad, n)[0].params, 1) for n in (first, STEPS)]
+    jax.tree.map(np.testing.assert_array_equal, *frozen)
+
+
+def test_finished_trial_rests_while_others_go_on(tiny):
+    tokens = tiny.batch_tokens * 6
+    short = population.trial_configs(tiny, [{"tokens": tokens}, {}])
+    at_6, _ = run(short, 6)
+    at_12, _ = run(short, 12)
+    jax.tree.map(
+        np.testing.assert_array_equal, model.take_trial(at_6.params, 0), model.take_trial(at_12.params, 0)
+    )
+    assert not np.array_equal(model.take_trial(at_6.params, 1)["norm"], model.take_trial(at_12.params, 1)["norm"])
+
+
+def test_a_short_call_is_the_same_program_and_the_same_numbers(tiny):
+    trials = with_lrs(tiny, [1e-3, 1e-2])
+    np.testing.assert_array_equal(run(trials, 5)[1][:5], run(trials, STEPS)[1][:5])
+    assert np.isnan(run(trials, 5)[1][5:]).all()
+
+
+@pytest.mark.parametrize("name", ["cosine", "wsd"])
+def test_schedules_equal_optax(name, tiny):
+    n, warmup, lr, floor = 40, 7, 3e-3, 1e-4
+    config = config_lib.replace(
+        tiny,
+        {"tokens": n * tiny.batch_tokens, "optim.lr": lr, "optim.final_lr": floor, "optim.warmup_steps": warmup,
+         "optim.decay_fraction": 0.25, "optim.schedule": name},
+    )  # fmt: skip
+    if name == "cosine":
+        expected = optax.warmup_cosine_decay_schedule(0.0, lr, warmup, n, floor)
+    else:
+        expected = optax.join_schedules(
+            [optax.linear_schedule(0, lr, warmup), optax.constant_schedule(lr), optax.linear_schedule(lr, floor, 10)],
+            [warmup, n - 10],
+        )
+    hyper = jax.tree.map(lambda x: x[0], as_hyper([config]))
+    ours = [float(optim.learning_rate(name, jnp.int32(k), hyper)) for k in range(n)]
+    np.testing.assert_allclose(ours, [float(expected(k + 1)) for k in range(n)], rtol=2e-5, atol=1e-9)
+    assert ours[warmup - 1] == pytest.approx(lr) and ours[-1] == pytest.approx(floor)
