@@ -6,6 +6,7 @@ V vocabulary. A single model's leaves have no G; a population's have G in front,
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from engine import layers
+from engine import layers, sizes
 from engine.attention import attention
 from engine.config import ModelConfig
 
@@ -27,7 +28,8 @@ class _Layers(nnx.Module):
 class Decoder(nnx.Module):
     """Declares every parameter once: its logical axes, hence its shape, and its initial values.
 
-    Matrices start truncated normal with standard deviation `init_std`, norm scales at one.
+    Matrices start truncated normal (cut at 3 sigma) times `init_std`, norm scales at one. All matrices are cut from one
+    draw: a draw for each would take most of a small model's compile time.
     """
 
     def __init__(self, config: ModelConfig, *, key: jax.Array, init_std: float | jax.Array = 0.02):
@@ -40,11 +42,15 @@ class Decoder(nnx.Module):
             "head_dim": config.head_dim,
             "ffn": config.d_ff,
         }
-        keys = iter(jax.random.split(key, 9))
+        n_norms = (2 * config.n_layers + 1) * config.d_model
+        draw = jax.random.truncated_normal(key, -3.0, 3.0, (sizes.total_params(config) - n_norms,)) * init_std
+        used = 0
 
         def matrix(*axes: str) -> nnx.Param:
+            nonlocal used
             shape = tuple(size[a] for a in axes)
-            return nnx.Param(jax.random.truncated_normal(next(keys), -3.0, 3.0, shape) * init_std, axes=axes)
+            start, used = used, used + math.prod(shape)
+            return nnx.Param(draw[start:used].reshape(shape), axes=axes)
 
         def scale(*axes: str) -> nnx.Param:
             return nnx.Param(jnp.ones(tuple(size[a] for a in axes)), axes=axes)
@@ -64,6 +70,7 @@ class Decoder(nnx.Module):
         self.norm = scale("embed")
         if not config.tied_embeddings:
             self.head = matrix("embed", "vocab")
+        assert used == draw.size
 
     def __call__(self, tokens_BT: jax.Array) -> jax.Array:
         """Logits [B, T, V] float32."""
