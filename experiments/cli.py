@@ -1,0 +1,101 @@
+"""The `stepseer` command: finds the subcommand, runs it, and turns a user's mistake into one line and exit code 2.
+
+Exit codes: 0 done; 1 done, but some trials failed; 2 the user can fix it; 130 interrupted.
+Each subcommand is a module of `experiments.commands` with `parser() -> Parser` and `run(args) -> int`, imported only
+when called: `stepseer predict` must not pay for the trainer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from experiments.errors import InputError
+from experiments.options import nearest
+
+# command -> (module, one line); a command may be two words
+COMMANDS = {
+    "predict": ("predict", "best learning rate and batch size, or the loss, at any scale"),
+    "fit": ("fit", "fit a law to runs"),
+    "backtest": ("backtest", "hold out the largest runs: how far off would the law have been?"),
+    "train": ("train", "train one model"),
+    "sweep plan": ("sweep_plan", "what a grid would run, and what it would cost"),
+    "sweep run": ("sweep_run", "run a grid; run it again to go on"),
+    "sweep status": ("sweep_status", "how far a grid is"),
+    "sweep table": ("sweep_table", "the rows so far, on the terminal or as CSV or Parquet"),
+}
+
+_TRY = """\
+try:
+  stepseer predict steplaw --params 7B --tokens 1.4T
+  stepseer sweep run tiny --out results
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line (default: the process's own); returns the exit code."""
+    try:
+        code = _dispatch(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader, such as head, has gone
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        print("stepseer: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        if not (isinstance(error, OSError) or _is_input_error(error)):
+            raise
+        print(f"stepseer: {_one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"stepseer {version('stepseer')}")
+        return 0
+    for length in (2, 1):
+        name = " ".join(words[:length])
+        if name in COMMANDS:
+            module = importlib.import_module(f"experiments.commands.{COMMANDS[name][0]}")
+            return module.run(module.parser().parse(words[length:]))
+    family = [name for name in COMMANDS if name.startswith(words[0] + " ")]
+    if family and len(words) > 1 and not words[1].startswith("-"):
+        known = ", ".join(name.split()[1] for name in family)
+        hint = nearest(" ".join(words[:2]), family) or f"; {words[0]} knows: {known}"
+        raise InputError(f"no command {' '.join(words[:2])!r}{hint}")
+    if family:
+        print("usage:\n" + "\n".join(f"  stepseer {name:14}{COMMANDS[name][1]}" for name in family))
+        return 0
+    tops = list(dict.fromkeys(name.split()[0] for name in COMMANDS))
+    raise InputError(f"no command {words[0]!r}{nearest(words[0], tops) or '; commands: ' + ', '.join(tops)}")
+
+
+def _overview() -> str:
+    lines = ["stepseer: what will happen at the scale you can't afford to search, and how sure can you be?", ""]
+    lines += [f"  stepseer {name:14}{about}" for name, (_, about) in COMMANDS.items()]
+    return "\n".join(
+        [*lines, "", "Add --help to a command for its options, --json for output to read by machine.", "", _TRY]
+    )
+
+
+def _is_input_error(error: Exception) -> bool:
+    """An InputError of any room. A room that was never imported cannot have raised one."""
+    modules = [sys.modules.get(f"{room}.errors") for room in ("experiments", "engine", "laws")]
+    return isinstance(error, tuple(module.InputError for module in modules if module is not None))
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split())

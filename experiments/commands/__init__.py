@@ -1,0 +1,1 @@
+"""One module a subcommand: `parser() -> Parser` and `run(args) -> int`."""

@@ -1,0 +1,63 @@
+"""`stepseer sweep run`: runs a grid into a results folder; run again, it goes on."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+
+from experiments import progress, runner, show, store
+from experiments.commands.sweep_plan import add_grid, read_grid
+from experiments.options import Parser
+
+
+def parser() -> Parser:
+    made = Parser(
+        "sweep run",
+        "Run a grid. Ctrl-C stops it, and so does a power cut; the same command goes on from there.",
+        examples="  stepseer sweep run tiny --out results\n  stepseer sweep run my_grids.py:widths --out widths",
+    )
+    add_grid(made)
+    made.add_argument("--out", metavar="DIR", required=True, help="results folder")
+    made.add_argument("--retry-failed", action="store_true", help="train failed trials again")
+    return made
+
+
+def run(args: argparse.Namespace) -> int:
+    plan = read_grid(args, existing=store.existing(args.out))
+    runner.check_data(plan.trials)
+    folder = store.create(args.out, plan)
+    if plan.repeats and not args.json:
+        print(f"{show.plural(plan.repeats, 'trial')} left out: the same config as another")
+    with progress.watcher(quiet=args.json) as watcher:
+        summary = runner.run(plan, folder, watcher=watcher, retry_failed=args.retry_failed)
+    return finish(summary, args.out, as_json=args.json)
+
+
+def finish(summary: runner.Summary, out: str, *, as_json: bool) -> int:
+    """Says how a run ended; returns the exit code."""
+    if as_json:
+        print(show.as_json({"out": str(out), **asdict(summary), "left": summary.left}))
+    else:
+        parts = [f"{summary.ok} trained"] if summary.ok else []
+        parts += [f"{summary.diverged} diverged"] if summary.diverged else []
+        parts += [f"{summary.failed} failed"] if summary.failed else []
+        parts += [f"{summary.already} done before"] if summary.already else []
+        parts += [f"{summary.left} left"] if summary.left else []
+        print(f"{show.plural(summary.trials, 'trial')}: {', '.join(parts)}, in {show.seconds(summary.wall_s)}")
+    if summary.interrupted:
+        return interrupted("run the same command again to go on")
+    if summary.failed:
+        print(
+            f"stepseer: {summary.failed} failed; the reasons: stepseer sweep table --out {out}; "
+            "to try them again add --retry-failed",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def interrupted(what_now: str) -> int:
+    """Says so, on standard error; returns the exit code."""
+    print(f"stepseer: interrupted; {what_now}", file=sys.stderr)
+    return 130

@@ -1,0 +1,72 @@
+"""`stepseer sweep status`: how far a results folder is."""
+
+from __future__ import annotations
+
+import argparse
+
+from experiments import recipes, show, store
+from experiments.options import Parser
+from experiments.plan import make_plan
+
+
+def parser() -> Parser:
+    made = Parser(
+        "sweep status",
+        "Show how far a sweep is; while it runs, too.",
+        examples="  stepseer sweep status --out results",
+    )
+    add_folder(made)
+    return made
+
+
+def add_folder(made: Parser) -> None:
+    """The arguments that name a results folder."""
+    made.add_argument("grid", metavar="GRID", nargs="?", help="refuse if the folder holds another grid than this")
+    made.add_argument("--out", metavar="DIR", required=True, help="results folder")
+
+
+def open_folder(args: argparse.Namespace) -> store.Store:
+    folder = store.load(args.out)
+    if args.grid:
+        store.check_same(folder, make_plan(args.grid, recipes.load(args.grid)))
+    return folder
+
+
+def run(args: argparse.Namespace) -> int:
+    folder = open_folder(args)
+    rows = folder.read()
+    statuses = rows["status"].value_counts().to_dict() if len(rows) else {}
+    counts = {status: int(statuses.get(status, 0)) for status in ("ok", "diverged", "failed")}
+    done_flops = float(rows["flops"].sum()) if len(rows) else 0.0
+    timed = rows[rows["wall_s"].notna()] if len(rows) else rows
+    wall_s = float(timed["wall_s"].sum()) if len(timed) else 0.0
+    left_s = None
+    if wall_s > 0:
+        left_s = max(folder.flops - done_flops, 0.0) / (float(timed["flops"].sum()) / wall_s)
+    status = {
+        "out": str(folder.path),
+        "grid": folder.grid,
+        "trials": len(folder.run_ids),
+        "done": len(rows),
+        **counts,
+        "flops": folder.flops,
+        "flops_done": done_flops,
+        "wall_s": wall_s,
+        "seconds_left": left_s,
+        "running": folder.running(),
+    }
+    if args.json:
+        print(show.as_json(status))
+        return 0
+    bad = [f"{counts[s]} {s}" for s in ("diverged", "failed") if counts[s]]
+    share = done_flops / folder.flops
+    console = show.console()
+    console.print(
+        f"{folder.path}: {len(rows)} of {show.plural(len(folder.run_ids), 'trial')} of {folder.grid}"
+        f"{f' ({chr(44).join(bad)})' if bad else ''}, {share:.0%} of {show.flops(folder.flops)} FLOPs"
+    )
+    console.print(f"running: {status['running'] or 'no'}")
+    if len(rows) < len(folder.run_ids):
+        guess = "unknown until a chunk has finished" if left_s is None else f"about {show.seconds(left_s)} (estimate)"
+        console.print(f"time left: {guess}")
+    return 0

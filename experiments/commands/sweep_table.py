@@ -1,0 +1,101 @@
+"""`stepseer sweep table`: the rows of a results folder, to read or to save."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from experiments import show
+from experiments.commands.sweep_status import add_folder, open_folder
+from experiments.errors import InputError
+from experiments.options import Parser, one_of
+
+MOST = 40  # rows on the terminal; files and JSON have all
+
+
+def parser() -> Parser:
+    made = Parser(
+        "sweep table",
+        "Show the rows so far, best loss first within each size and budget; or write them as CSV or Parquet.",
+        examples="  stepseer sweep table --out results\n"
+        "  stepseer sweep table --out results --save runs.parquet\n"
+        "  stepseer sweep table --out results --format csv > runs.csv",
+    )
+    add_folder(made)
+    made.add_argument("--format", metavar="table|csv|parquet", help="table (default), csv, or parquet (needs --save)")
+    made.add_argument("--save", metavar="FILE", help="write there; .csv or .parquet says which")
+    made.add_argument("--all", action="store_true", help=f"more than {MOST} rows on the terminal")
+    return made
+
+
+def run(args: argparse.Namespace) -> int:
+    form = _form(args)
+    folder = open_folder(args)
+    rows = folder.read()
+    if rows.empty:
+        raise InputError(f"{folder.path} has no rows yet; run: stepseer sweep run {folder.grid} --out {folder.path}")
+    if args.save:
+        save(rows, Path(args.save).expanduser(), form)
+        if not args.json:
+            print(f"{show.plural(len(rows), 'row')} in {args.save}")
+    if args.json:
+        print(show.as_json(rows.to_dict("records")))
+    elif form == "csv" and not args.save:
+        rows.to_csv(sys.stdout, index=False)
+    elif not args.save:
+        _print(rows, everything=args.all)
+    return 0
+
+
+def save(rows: pd.DataFrame, path: Path, form: str) -> None:
+    """Writes rows as csv or parquet; the file appears whole or not at all."""
+    from laws.runs import write_parquet
+
+    if form == "parquet":
+        write_parquet(rows, path)
+        return
+    part = path.with_name(f".{path.name}.tmp")
+    try:
+        rows.to_csv(part, index=False)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _form(args: argparse.Namespace) -> str:
+    suffix = Path(args.save).suffix.removeprefix(".") if args.save else ""
+    form = one_of(
+        args.format or suffix or "table", ("table", "csv", "parquet"), "--format" if args.format else "--save"
+    )
+    if form == "parquet" and not args.save:
+        raise InputError("--format parquet needs a file; add --save runs.parquet")
+    if form == "table" and args.save:
+        raise InputError(f"--save {args.save!r}: name a .csv or .parquet file")
+    return form
+
+
+def _print(rows: pd.DataFrame, *, everything: bool) -> None:
+    rows = rows.sort_values(["params", "tokens", "loss"], ignore_index=True)
+    best = rows.groupby(["params", "tokens"])["loss"].transform("min") == rows["loss"]
+    cells = [
+        [
+            show.count(row["params"]),
+            show.count(row["tokens"]),
+            show.rate(row["lr"]),
+            show.count(row["batch_tokens"]),
+            show.loss(row["loss"]) + ("*" if is_best else " "),
+            show.loss(row["eval_loss"]),
+            show.bits(row["bpc"]),
+            row["status"] if row["status"] == "ok" else f"{row['status']}: {row['reason']:.60}",
+        ]
+        for row, is_best in zip(rows.to_dict("records"), best)
+    ]
+    header = ["N", "tokens", "lr", "batch", "loss ", "held-out", "bits/char", "status"]
+    shown = cells if everything else cells[:MOST]
+    console = show.console()
+    console.print(show.table(show.plural(len(rows), "row"), header, shown, left=0))
+    more = f"; {len(cells) - len(shown)} more rows with --all" if len(shown) < len(cells) else ""
+    console.print(f"* best of its size and budget{more}")

@@ -1,0 +1,146 @@
+"""From trials to programs: cohorts share a compiled program, chunks are what one run of it trains."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from engine import config as config_lib
+from engine import sizes
+from engine.config import TrainConfig
+from experiments import grid
+
+MAX_TRIALS = 16  # trials of one program at most
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Trials that train together in one program: same structure, same recipe, same number of steps."""
+
+    trials: tuple[TrainConfig, ...]
+
+    @cached_property
+    def id(self) -> str:
+        """Hash of its run ids: 16 hex digits. Names its part file and its checkpoints."""
+        return hashlib.blake2b("\n".join(t.run_id for t in self.trials).encode(), digest_size=8).hexdigest()
+
+    @cached_property
+    def flops(self) -> float:
+        return sum(trial_flops(t) for t in self.trials)
+
+    @property
+    def base(self) -> TrainConfig:
+        return self.trials[0]
+
+    @property
+    def hypers(self) -> list[dict[str, float]]:
+        """Per trial, what `engine.train_population` takes beside `base`."""
+        return [config_lib.hypers(t) for t in self.trials]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A grid made ready to run. `chunks` are in the order in which they run: cheapest cohorts first."""
+
+    name: str
+    trials: tuple[TrainConfig, ...]  # in the grid's order, without repeats
+    chunks: tuple[Chunk, ...]
+    repeats: int  # trials that were dropped because the grid had them twice
+    max_trials: int
+
+    @cached_property
+    def run_ids(self) -> tuple[str, ...]:
+        return tuple(t.run_id for t in self.trials)
+
+    @cached_property
+    def flops(self) -> float:
+        return sum(chunk.flops for chunk in self.chunks)
+
+    @property
+    def programs(self) -> int:
+        """Programs to compile: one per cohort and chunk size."""
+        return len({(config_lib.structure(c.base), len(c.trials)) for c in self.chunks})
+
+    @property
+    def cohorts(self) -> list[tuple[Chunk, ...]]:
+        """Chunks grouped by compiled program, in order."""
+        groups: dict[str, list[Chunk]] = {}
+        for chunk in self.chunks:
+            groups.setdefault(config_lib.structure(chunk.base), []).append(chunk)
+        return [tuple(chunks) for chunks in groups.values()]
+
+
+def make_plan(name: str, trials: Sequence[TrainConfig], *, max_trials: int = MAX_TRIALS) -> Plan:
+    """Groups trials into chunks of at most max_trials. Deterministic: the same grid gives the same chunks.
+
+    Trials of one cohort but different numbers of steps go to different chunks, so that none waits, dead, for another.
+    """
+    assert max_trials >= 1
+    distinct = grid.unique(trials)
+    cohorts: dict[str, dict[tuple[str, int], list[TrainConfig]]] = {}
+    for trial in distinct:
+        groups = cohorts.setdefault(config_lib.structure(trial), {})
+        groups.setdefault((trial.recipe, trial.steps), []).append(trial)
+    chunked = [
+        [chunk for key in sorted(groups) for chunk in _chunks(groups[key], max_trials)] for groups in cohorts.values()
+    ]
+    chunked.sort(key=lambda chunks: sum(c.flops for c in chunks))
+    chunks = tuple(chunk for cohort in chunked for chunk in cohort)
+    return Plan(name, tuple(distinct), chunks, len(trials) - len(distinct), max_trials)
+
+
+def pending(plan: Plan, done: Collection[str]) -> list[Chunk]:
+    """What is left to run when the run ids of `done` have rows: chunks without their finished trials."""
+    done = set(done)
+    left = []
+    for chunk in plan.chunks:
+        missing = tuple(t for t in chunk.trials if t.run_id not in done)
+        if missing:
+            left.append(chunk if len(missing) == len(chunk.trials) else Chunk(missing))
+    return left
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds that chunks would take, from finished trials of the same grid; None before any has finished."""
+
+    seconds: float | None
+    trials: int  # finished ones that it rests on
+
+
+def estimate(plan: Plan, left: Sequence[Chunk], walls: Mapping[str, float]) -> Estimate:
+    """Wall time of `left` at the measured FLOP/s, of the same cohort where one of its trials has finished.
+
+    walls: seconds by run id, each trial's share of its program's (compile time included). Trials without a time
+    (NaN: failed ones) don't count.
+    """
+    rates: dict[str, float] = {}
+    all_flops = all_seconds = 0.0
+    count = 0
+    for cohort in plan.cohorts:
+        done = [t for chunk in cohort for t in chunk.trials if math.isfinite(walls.get(t.run_id, math.nan))]
+        flops, seconds = sum(map(trial_flops, done)), sum(walls[t.run_id] for t in done)
+        if done:
+            rates[config_lib.structure(cohort[0].base)] = flops / seconds
+        all_flops, all_seconds, count = all_flops + flops, all_seconds + seconds, count + len(done)
+    if not count:
+        return Estimate(None, 0)
+    overall = all_flops / all_seconds
+    return Estimate(sum(c.flops / rates.get(config_lib.structure(c.base), overall) for c in left), count)
+
+
+def trial_flops(config: TrainConfig) -> float:
+    """Training FLOPs of a trial, analytic (`engine.sizes.flops_per_token`)."""
+    tokens = config.steps * config.batch_tokens
+    return sizes.flops_per_token(config.model, config.data.seq_len) * tokens
+
+
+def _chunks(trials: list[TrainConfig], max_trials: int) -> list[Chunk]:
+    """Cut into as few chunks as fit, of sizes that differ by one at most (a new size is a new compile)."""
+    n = -(-len(trials) // max_trials)
+    bounds = [i * len(trials) // n for i in range(n + 1)]
+    return [Chunk(tuple(trials[a:b])) for a, b in itertools.pairwise(bounds)]

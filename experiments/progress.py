@@ -1,0 +1,146 @@
+"""Watching a sweep: bars with time left on a terminal, a line per finished chunk elsewhere."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from experiments import show
+from experiments.plan import Chunk, Plan
+from experiments.runner import Watcher
+from experiments.store import Row
+
+if TYPE_CHECKING:
+    from engine import Progress as EngineProgress
+
+
+@contextmanager
+def watcher(*, quiet: bool) -> Iterator[Watcher]:
+    """The watcher for where the output goes. quiet: none, for --json."""
+    if quiet:
+        yield Watcher()
+    elif sys.stderr.isatty():
+        with Bars() as bars:
+            yield bars
+    else:
+        yield Lines()
+
+
+def label(chunk: Chunk) -> str:
+    """A chunk in a few words."""
+    config = chunk.base
+    return (
+        f"{config.model.d_model} wide x {config.model.n_layers} deep, {show.count(config.tokens)} tokens, "
+        f"batch {show.count(config.batch_tokens)}, {show.plural(len(chunk.trials), 'trial')}"
+    )
+
+
+class _Share(Watcher):
+    """How much of the work is done, weighted by FLOPs."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.total = self.done = self.now = 0.0
+
+    def started(self, plan: Plan, left: Sequence[Chunk]) -> None:
+        self.began = time.monotonic()
+        self.total = sum(chunk.flops for chunk in left)
+
+    def progress(self, chunk: Chunk, progress: EngineProgress) -> None:
+        self.now = chunk.flops * progress.step / progress.total_steps
+
+    def chunk_finished(self, chunk: Chunk, rows: Sequence[Row]) -> None:
+        self.done, self.now = self.done + chunk.flops, 0.0
+
+    def left_s(self) -> float:
+        """Seconds left at the pace so far; NaN at the start."""
+        share = (self.done + self.now) / self.total if self.total else 1.0
+        return (time.monotonic() - self.began) * (1 / share - 1) if share > 0.005 else math.nan
+
+
+class Lines(_Share):
+    """One line a finished chunk, on standard output: for logs and pipes."""
+
+    def chunk_finished(self, chunk: Chunk, rows: Sequence[Row]) -> None:
+        super().chunk_finished(chunk, rows)
+        share = self.done / self.total
+        left = f", about {show.seconds(self.left_s())} left" if share < 1 else ""
+        print(f"{share:4.0%}  {label(chunk)}: {_outcome(rows)}{left}", flush=True)
+
+    def stopping(self) -> None:
+        print("stopping; once more to stop at once", file=sys.stderr, flush=True)
+
+
+class Bars(_Share):
+    """A bar for the sweep and one for the chunk, on standard error. A context manager."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:3.0f}%"),
+            TextColumn("{task.fields[note]}"),
+            console=Console(stderr=True, highlight=False),
+            transient=True,
+        )
+        self._sweep = self._bars.add_task("sweep", total=1.0, note="")
+        self._chunk = self._bars.add_task("", total=1.0, note="", visible=False)
+        self._trials = self._of = 0
+
+    def __enter__(self) -> Bars:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def started(self, plan: Plan, left: Sequence[Chunk]) -> None:
+        super().started(plan, left)
+        self._of = len(plan.trials)
+        self._trials = self._of - sum(len(chunk.trials) for chunk in left)
+        self._update()
+
+    def chunk_started(self, chunk: Chunk) -> None:
+        self._bars.update(self._chunk, description=label(chunk), completed=0, total=1.0, note="compiling", visible=True)
+
+    def progress(self, chunk: Chunk, progress: EngineProgress) -> None:
+        super().progress(chunk, progress)
+        pace = f"{show.count(progress.tokens_per_s)} tokens/s, " if math.isfinite(progress.tokens_per_s) else ""
+        note = f"{pace}mean loss {show.loss(progress.loss)}"
+        self._bars.update(self._chunk, completed=progress.step / progress.total_steps, note=note)
+        self._update()
+
+    def chunk_finished(self, chunk: Chunk, rows: Sequence[Row]) -> None:
+        super().chunk_finished(chunk, rows)
+        self._trials += len(rows)
+        self._bars.update(self._chunk, visible=False)
+        if any(row["status"] != "ok" for row in rows):
+            self._bars.console.print(f"{label(chunk)}: {_outcome(rows)}")
+        self._update()
+
+    def stopping(self) -> None:
+        self._bars.update(self._chunk, note="stopping; Ctrl-C again to stop at once")
+
+    def _update(self) -> None:
+        left = self.left_s()
+        eta = f", about {show.seconds(left)} left" if math.isfinite(left) else ""
+        share = (self.done + self.now) / self.total if self.total else 1.0
+        self._bars.update(self._sweep, completed=share, note=f"{self._trials} of {self._of} trials{eta}")
+
+
+def _outcome(rows: Sequence[Row]) -> str:
+    losses = [row["loss"] for row in rows if row["status"] == "ok"]
+    bad = [row for row in rows if row["status"] != "ok"]
+    parts = [f"loss {show.span(losses, show.loss)}"] if losses else []
+    for status in ("diverged", "failed"):
+        n = sum(row["status"] == status for row in bad)
+        parts += [f"{n} {status} ({bad[0]['reason']:.100})"] if n else []
+    return ", ".join(parts)

@@ -1,0 +1,187 @@
+"""Runs a plan on this machine: chunk after chunk, each to completion; rows into the results folder; goes on if cut off.
+
+A chunk without its rows is run (from its checkpoint if it has one); a chunk with rows is left alone. So it does not
+matter when a run is interrupted or killed: running it again ends with the same table.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from engine.config import TrainConfig
+from engine.errors import InputError as EngineInputError
+from experiments import plan as plan_lib
+from experiments.errors import InputError
+from experiments.plan import Chunk, Plan
+from experiments.store import Row, Store
+
+if TYPE_CHECKING:
+    from engine import Progress
+
+# (chunk, folder of its checkpoints, on_progress) -> its rows, in order
+Trainer = Callable[[Chunk, Path, Callable[["Progress"], None]], Sequence[Row]]
+
+
+class Watcher:
+    """Hears how a run goes; this one says nothing."""
+
+    def started(self, plan: Plan, left: Sequence[Chunk]) -> None:
+        """Before the first chunk."""
+
+    def chunk_started(self, chunk: Chunk) -> None:
+        """Before each chunk."""
+
+    def progress(self, chunk: Chunk, progress: Progress) -> None:
+        """About every half second of a chunk."""
+
+    def chunk_finished(self, chunk: Chunk, rows: Sequence[Row]) -> None:
+        """When a chunk's rows are safe."""
+
+    def stopping(self) -> None:
+        """At the first Ctrl-C. Called from a signal handler."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did."""
+
+    trials: int  # in the grid
+    already: int  # had rows before
+    ok: int  # trained now, by status
+    diverged: int
+    failed: int
+    interrupted: bool
+    wall_s: float
+
+    @property
+    def left(self) -> int:
+        return self.trials - self.already - self.ok - self.diverged - self.failed
+
+
+def train_chunk(chunk: Chunk, folder: Path, on_progress: Callable[[Progress], None]) -> list[Row]:
+    """The real trainer: the chunk as one population."""
+    import engine
+
+    results = engine.train_population(chunk.base, chunk.hypers, folder=folder, on_progress=on_progress)
+    return [result.row for result in results]
+
+
+def run(
+    plan: Plan,
+    store: Store,
+    *,
+    trainer: Trainer = train_chunk,
+    watcher: Watcher | None = None,
+    retry_failed: bool = False,
+) -> Summary:
+    """Trains what `store` lacks of `plan`. Returns early, with `interrupted`, at Ctrl-C or SIGTERM.
+
+    A chunk whose training raises becomes rows of status failed; the others go on. What is not a trial's own fault
+    ends the run instead: InputError (bad config or data) and OSError (disk full). Rows so far are safe then too.
+    """
+    watcher = watcher or Watcher()
+    started = time.monotonic()
+    counts = {"ok": 0, "diverged": 0, "failed": 0}
+    with store.lock(), _stop_on_signal(watcher) as stop:
+        store.tidy()
+        if retry_failed:
+            store.discard_failed()
+        rows = store.read()
+        left = plan_lib.pending(plan, set(rows["run_id"]) if len(rows) else ())
+        already = len(plan.trials) - sum(len(chunk.trials) for chunk in left)
+        watcher.started(plan, left)
+        try:
+            for chunk in left:
+                _raise_if(stop)
+                watcher.chunk_started(chunk)
+                finished = _rows(chunk, store, trainer, watcher, stop)
+                store.write_part(chunk.id, finished)
+                watcher.chunk_finished(chunk, finished)
+                for row in finished:
+                    counts[row["status"]] += 1
+        except KeyboardInterrupt:
+            stop.set()
+        interrupted = stop.is_set() and already + sum(counts.values()) < len(plan.trials)
+    return Summary(len(plan.trials), already, **counts, interrupted=interrupted, wall_s=time.monotonic() - started)
+
+
+def check_data(trials: Sequence[TrainConfig]) -> None:
+    """Builds or finds the corpora that the trials need; raises InputError for data that can't be had."""
+    from engine import data
+
+    for config in {t.data: t.data for t in trials}.values():
+        data.load(config)
+
+
+def _rows(chunk: Chunk, store: Store, trainer: Trainer, watcher: Watcher, stop: threading.Event) -> Sequence[Row]:
+    def on_progress(progress: Progress) -> None:
+        watcher.progress(chunk, progress)
+        _raise_if(stop)
+
+    try:
+        rows = trainer(chunk, store.checkpoints(chunk.id), on_progress)
+    except (InputError, EngineInputError, OSError):
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        return [failed_row(trial, reason) for trial in chunk.trials]
+    assert [row["run_id"] for row in rows] == [t.run_id for t in chunk.trials], "rows are not of the chunk's trials"
+    return rows
+
+
+def failed_row(config: TrainConfig, reason: str) -> dict[str, Any]:
+    """The row of a trial that could not be trained."""
+    import numpy as np
+
+    from engine.row import make_row
+
+    row = make_row(
+        config,
+        losses=np.full(1, math.nan),
+        eval_loss=math.nan,
+        chars_per_token=1.0,
+        diverged_at=0,
+        wall_s=math.nan,
+    )
+    return {**row, "status": "failed", "reason": reason}
+
+
+def _raise_if(stop: threading.Event) -> None:
+    if stop.is_set():
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _stop_on_signal(watcher: Watcher) -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C or SIGTERM sets; the second ends the process there and then.
+
+    That is safe: a part appears whole or not at all, and a checkpoint is verified when it is read. Only the main
+    thread can listen to signals; elsewhere the event is never set.
+    """
+    stop = threading.Event()
+
+    def handle(signum: int, _: FrameType | None) -> None:
+        if stop.is_set():
+            os._exit(128 + signum)
+        stop.set()
+        watcher.stopping()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    previous = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)

@@ -1,0 +1,113 @@
+"""What people read: numbers, tables and JSON on the terminal."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+
+
+def console() -> Console:
+    """Standard output. Wide when it is not a terminal, so that piped tables are not cut."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+
+
+def count(value: float) -> str:
+    """7e9 as '7B', 1.4e12 as '1.4T', 214_663_680 as '215M', 960 as '960'."""
+    if not math.isfinite(value):
+        return "-"
+    if 0 < abs(value) < 1000:
+        return f"{value:.3g}"
+    for unit, suffix in _UNITS:
+        shown = float(f"{value:.3g}")
+        if abs(shown) >= unit:
+            return f"{shown / unit:.4g}{suffix}"
+    return "0"
+
+
+def rate(value: float) -> str:
+    """3.1e-4: a learning rate, two digits."""
+    if not math.isfinite(value):
+        return "-"
+    mantissa, _, exponent = f"{value:.1e}".partition("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def loss(value: float) -> str:
+    return f"{value:.4f}" if math.isfinite(value) else "-"
+
+
+def bits(value: float) -> str:
+    """Bits per character."""
+    return f"{value:.3f}" if math.isfinite(value) else "-"
+
+
+def flops(value: float) -> str:
+    """8.4e15 as '8.4e15'; in words elsewhere."""
+    return rate(value) if value else "0"
+
+
+def percent(value: float) -> str:
+    """0.00123 as '0.12%'."""
+    return f"{100 * value:.2g}%" if abs(value) < 0.1 else f"{100 * value:.0f}%"
+
+
+def seconds(value: float) -> str:
+    """'8 s', '3 min 20 s', '2 h 05 min', '3 days 4 h'."""
+    if not math.isfinite(value):
+        return "-"
+    s = round(value)
+    if s < 60:
+        return f"{s} s"
+    if s < 3600:
+        return f"{s // 60} min {s % 60:02d} s"
+    if s < 86400:
+        return f"{s // 3600} h {s % 3600 // 60:02d} min"
+    return f"{s // 86400} days {s % 86400 // 3600} h"
+
+
+def span(values: Sequence[float], form: Any) -> str:
+    """'1M' or '1M .. 4M': lowest to highest."""
+    low, high = form(min(values)), form(max(values))
+    return low if low == high else f"{low} .. {high}"
+
+
+def plural(n: int, word: str) -> str:
+    """'1 trial', '2,000 trials'."""
+    return f"{n:,} {word}{'' if n == 1 else 's'}"
+
+
+def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> Table:
+    """A plain table; the first `left` columns are text, the rest numbers to the right."""
+    made = Table(title=Text(title, style="bold"), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for i, name in enumerate(header):
+        made.add_column(name, justify="left" if i < left else "right", no_wrap=True)
+    for row in rows:
+        made.add_row(*(Text(cell) for cell in row))
+    return made
+
+
+def as_json(value: Any) -> str:
+    """Strict JSON: NaN and infinities become null, numpy numbers plain ones."""
+    return json.dumps(_plain(value), indent=2, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if hasattr(value, "tolist"):  # numpy
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

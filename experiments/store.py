@@ -1,0 +1,277 @@
+"""The results folder: what was planned, one Parquet part per finished chunk, checkpoints of unfinished ones.
+
+    DIR/grid.json              the grid's name, its run ids, how it was cut into chunks; format version
+    DIR/parts/<chunk>.parquet  run-table rows; a part appears whole or not at all, and is never changed
+    DIR/checkpoints/<chunk>/   of chunks without a part
+    DIR/.lock                  held (flock) by the process that writes; dies with it
+
+`laws.load_runs(DIR)` reads the same parts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from experiments.errors import InputError
+from experiments.plan import Plan
+from laws.runs import METADATA_KEY, SCHEMA_VERSION
+
+FORMAT = 1  # of grid.json and the layout
+LOCK_WAIT_S = 1.0  # `status` holds the lock for an instant; a run waits that out
+
+Row = Mapping[str, Any]
+
+_TEXT = ("run_id", "recipe", "status", "reason", "device", "versions", "config")
+_FLOAT = ("lr", "loss", "eval_loss", "bpc", "flops", "wall_s")
+
+
+@dataclass(frozen=True)
+class Store:
+    """A results folder that exists and is ours."""
+
+    path: Path
+    grid: str  # as named on the command line
+    run_ids: tuple[str, ...]
+    flops: float  # of the whole grid
+    max_trials: int  # of one program
+
+    def checkpoints(self, chunk_id: str) -> Path:
+        """Folder of a chunk's checkpoints; need not exist."""
+        return self.path / "checkpoints" / chunk_id
+
+    def write_part(self, chunk_id: str, rows: Sequence[Row]) -> None:
+        """Rows of a finished chunk, durably: on disk when this returns, whole or not at all if killed.
+
+        Its checkpoints go after that. Raises OSError when the disk refuses.
+        """
+        part = self._part(chunk_id)
+        part.parent.mkdir(exist_ok=True)
+        _write_atomic(part, lambda file: pq.write_table(_table(rows), file, write_page_checksum=True))
+        shutil.rmtree(self.checkpoints(chunk_id), ignore_errors=True)
+
+    def read(self) -> pd.DataFrame:
+        """All rows so far, in the grid's order, one a run id; empty (no columns) when there are none.
+
+        Raises InputError naming the part file when one is damaged, foreign, or repeats a trial.
+        """
+        place = {run_id: i for i, run_id in enumerate(self.run_ids)}
+        source: dict[str, Path] = {}
+        tables = []
+        for part in sorted(self.path.glob("parts/*.parquet")):
+            table = _read_part(part)
+            for run_id in table.column("run_id").to_pylist():
+                if run_id not in place:
+                    raise InputError(f"{part}: trial {run_id} is not of this grid; move that file elsewhere")
+                if run_id in source:
+                    raise InputError(f"{part}: trial {run_id} is also in {source[run_id].name}; delete one of the two")
+                source[run_id] = part
+            tables.append(table)
+        if not tables:
+            return pd.DataFrame()
+        rows = pa.concat_tables(tables, promote_options="permissive").to_pandas()
+        return rows.sort_values("run_id", key=lambda ids: ids.map(place), ignore_index=True)
+
+    def discard_failed(self) -> int:
+        """Deletes the parts of chunks that failed, so that they are pending again; returns how many trials."""
+        count = 0
+        for part in sorted(self.path.glob("parts/*.parquet")):
+            statuses = _read_part(part).column("status").to_pylist()
+            if "failed" in statuses:
+                part.unlink()
+                count += len(statuses)
+        return count
+
+    def tidy(self) -> None:
+        """Removes what a killed writer left: temporary files, checkpoints of chunks that have their part."""
+        for temporary in [*self.path.glob(".*.tmp"), *self.path.glob("parts/.*.tmp")]:
+            temporary.unlink(missing_ok=True)
+        for folder in self.path.glob("checkpoints/*"):
+            if self._part(folder.name).exists():
+                shutil.rmtree(folder, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Held while writing. Raises InputError when another process holds it. The kernel frees it if we die."""
+        try:
+            file = open(self.path / ".lock", "a+")  # noqa: SIM115 - closed below, which unlocks
+        except OSError as error:
+            raise _unwritable(self.path, error) from None
+        with file:
+            deadline = time.monotonic() + LOCK_WAIT_S
+            while not _try_lock(file):
+                if time.monotonic() > deadline:
+                    raise InputError(
+                        f"{self.path} is in use by another run ({_holder(file)}); wait for it, or stop it first"
+                    )
+                time.sleep(0.05)
+            file.seek(0)
+            file.truncate()
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            yield
+
+    def running(self) -> str | None:
+        """Who is writing here now, or None."""
+        try:
+            with open(self.path / ".lock") as file:
+                return None if _try_lock(file) else _holder(file)
+        except OSError:
+            return None
+
+    def _part(self, chunk_id: str) -> Path:
+        return self.path / "parts" / f"{chunk_id}.parquet"
+
+
+def create(path: str | Path, plan: Plan) -> Store:
+    """The results folder for `plan`: made, or gone on with when it holds the same grid.
+
+    Raises InputError when it cannot be written, is not empty and not ours, or holds another grid.
+    """
+    found = existing(path)
+    if found is not None:
+        check_same(found, plan)
+        return found
+    path = Path(path).expanduser()
+    store = Store(path, plan.name, plan.run_ids, plan.flops, plan.max_trials)
+    meta = {
+        "format": FORMAT,
+        "grid": plan.name,
+        "trials": len(plan.run_ids),
+        "flops": plan.flops,
+        "max_trials": plan.max_trials,
+        "run_ids": plan.run_ids,
+    }
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        _write_atomic(path / "grid.json", lambda file: file.write(json.dumps(meta, indent=1).encode()))
+        (path / "parts").mkdir(exist_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from None
+    return store
+
+
+def check_same(store: Store, plan: Plan) -> None:
+    """Raises InputError when the folder holds another grid than `plan`."""
+    new = set(plan.run_ids) - set(store.run_ids)
+    if new or len(store.run_ids) != len(plan.run_ids):
+        raise InputError(
+            f"{store.path} holds another grid ({store.grid}: {len(store.run_ids)} trials; {plan.name} has "
+            f"{len(plan.run_ids)}, of which {len(new)} are not among them); name another --out"
+        )
+
+
+def existing(path: str | Path) -> Store | None:
+    """The results folder at `path`; None when nothing is there yet. Raises InputError when something else is."""
+    path = Path(path).expanduser()
+    _refuse_foreign(path)
+    return load(path) if (path / "grid.json").exists() else None
+
+
+def load(path: str | Path) -> Store:
+    """An existing results folder. Raises InputError when there is none at `path`, or it cannot be read."""
+    path = Path(path).expanduser()
+    file = path / "grid.json"
+    if not file.is_file():
+        _refuse_foreign(path)
+        raise InputError(f"no results folder at {path}; make one with: stepseer sweep run GRID --out {path}")
+    try:
+        meta = json.loads(file.read_bytes())
+        version = meta["format"]
+        store = Store(path, meta["grid"], tuple(meta["run_ids"]), meta["flops"], meta["max_trials"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} is damaged ({error}); restore it, or name another --out") from None
+    if version != FORMAT:
+        raise InputError(f"{file} is of format {version}, this stepseer reads {FORMAT}; update stepseer")
+    return store
+
+
+# --- files ---------------------------------------------------------------------------------------------------------
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Raises InputError when `path` is a file, or a folder with something in it that is not ours."""
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file; name a folder for --out")
+    if path.is_dir() and not (path / "grid.json").exists():
+        others = [p.name for p in path.iterdir() if not _is_temporary(p.name)]
+        if others:
+            raise InputError(
+                f"{path} is not a results folder (no grid.json) and not empty ({min(others)} is there); "
+                "name a new or an empty folder for --out"
+            )
+
+
+def _is_temporary(name: str) -> bool:
+    return name.startswith(".") and name.endswith(".tmp")
+
+
+def _write_atomic(path: Path, write: Any) -> None:
+    """`write(file)` to a temporary file beside `path`, synced, then renamed over it."""
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself
+    finally:
+        os.close(folder)
+
+
+def _table(rows: Sequence[Row]) -> pa.Table:
+    """Rows as a table with the run table's types, so that parts agree even where a column is empty."""
+    columns = {}
+    for name in rows[0]:
+        kind = pa.string() if name in _TEXT else pa.float64() if name in _FLOAT else pa.int64()
+        columns[name] = pa.array([row[name] for row in rows], type=kind)
+    return pa.table(columns).replace_schema_metadata({METADATA_KEY: json.dumps({"version": SCHEMA_VERSION})})
+
+
+def _read_part(part: Path) -> pa.Table:
+    try:
+        table = pq.ParquetFile(part, page_checksum_verification=True).read()
+        table.column("run_id"), table.column("status")
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise InputError(
+            f"{part} is damaged ({str(error).partition(chr(10))[0]:.80}); delete it and run the sweep again: "
+            "only its trials are trained anew"
+        ) from None
+    return table
+
+
+def _try_lock(file: Any) -> bool:
+    mode = fcntl.LOCK_EX if file.writable() else fcntl.LOCK_SH
+    try:
+        fcntl.flock(file, mode | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _holder(file: Any) -> str:
+    file.seek(0)
+    return file.read() or "unknown process"
+
+
+def _unwritable(path: Path, error: OSError) -> InputError:
+    return InputError(f"cannot write to {path} ({error.strerror}); name a writable folder for --out")
