@@ -36,7 +36,7 @@ class Saved:
 
 
 class Checkpoints:
-    """The checkpoints of one population, in one folder. Saves are asynchronous; `close` waits for the last."""
+    """The checkpoints of one population, in one folder. Saves are asynchronous; leaving the `with` block waits."""
 
     def __init__(self, folder: str | Path):
         import orbax.checkpoint as ocp
@@ -120,13 +120,11 @@ class Checkpoints:
         history_values = {k: np.asarray(v) for k, v in arrays["history"].items()}
         return Saved(step, jax.tree.unflatten(treedef, flat), history_values, meta)
 
-    def wait(self) -> None:
-        """Until the last save is on disk."""
-        self._manager.wait_until_finished()
+    def __enter__(self) -> Checkpoints:
+        return self
 
-    def close(self) -> None:
-        """Waits for the last save and lets go of the folder."""
-        self._manager.close()
+    def __exit__(self, *exception: object) -> None:
+        self._manager.close()  # waits for the last save
 
 
 def _leaves(tree: Any) -> dict[str, Any]:

@@ -210,8 +210,9 @@ class TrainConfig:
 
     @property
     def run_id(self) -> str:
-        """Hash of the resolved config: 16 hex digits."""
-        return hashlib.blake2b(to_json(self).encode(), digest_size=8).hexdigest()
+        """Hash of the resolved config: 16 hex digits. The mesh, where it runs, is left out: it is the same run."""
+        values = {k: v for k, v in to_dict(self).items() if k != "mesh"}
+        return hashlib.blake2b(_canonical(values).encode(), digest_size=8).hexdigest()
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -221,17 +222,21 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def to_json(config: Any) -> str:
     """A config as canonical JSON (sorted keys, no spaces): equal configs give equal text."""
-    return json.dumps(to_dict(config), sort_keys=True, separators=(",", ":"))
+    return _canonical(to_dict(config))
 
 
-def from_dict(values: dict[str, Any], cls: type = TrainConfig, prefix: str = "") -> Any:
+def _canonical(values: dict[str, Any]) -> str:
+    return json.dumps(values, sort_keys=True, separators=(",", ":"))
+
+
+def from_dict(values: dict[str, Any], cls: Any = TrainConfig, prefix: str = "") -> Any:
     """The inverse of `to_dict`. Raises InputError on an unknown field or a value of the wrong type."""
     hints = typing.get_type_hints(cls)
     kwargs = {}
     for name, value in values.items():
         if name not in hints:
             raise _unknown_field(prefix + name)
-        hint = hints[name]
+        hint: Any = hints[name]
         if dataclasses.is_dataclass(hint):
             if not isinstance(value, dict):
                 raise InputError(
@@ -249,9 +254,10 @@ def from_json(text: str) -> TrainConfig:
     return from_dict(json.loads(text))
 
 
-def field_names(cls: type = TrainConfig, prefix: str = "") -> list[str]:
+def field_names(cls: Any = TrainConfig, prefix: str = "") -> list[str]:
     """Dotted names of all fields, such as 'optim.lr'."""
     names: list[str] = []
+    hint: Any
     for name, hint in typing.get_type_hints(cls).items():
         names += field_names(hint, f"{prefix}{name}.") if dataclasses.is_dataclass(hint) else [prefix + name]
     return names
@@ -295,7 +301,7 @@ def structure(config: TrainConfig) -> str:
         for group in groups:
             node = node[group]
         del node[leaf]
-    return json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return _canonical(values)
 
 
 def hypers(config: TrainConfig) -> dict[str, float]:

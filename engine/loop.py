@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,97 +77,118 @@ def train_population(
     corpus = data.load(config.data)
     _check_data(config, corpus)
     mesh = mesh_lib.make_mesh(config.mesh, n_trials=len(trials), batch_size=config.batch_size)
-    program = step.program(config)
     hyper_G = jax.device_put(population.stack_hypers(trials), mesh_lib.trial_sharding(mesh))
-    run_steps = population.compiled_train_steps(program, mesh)
     horizons = np.asarray([t.steps for t in trials])
-    total = int(horizons.max())
+    history = _History(int(horizons.max()), len(trials))
+    with checkpoint.Checkpoints(folder) if folder is not None else nullcontext() as store:
+        state, elapsed = _start(store, trials, mesh, hyper_G, history)
+        state = _advance(
+            state, history, config, corpus.train, mesh, hyper_G, horizons, store, save_every_s, on_progress,
+            lambda: {**_identity(trials), "elapsed_s": elapsed + time.monotonic() - started},
+        )  # fmt: skip
+    eval_loss_G = evaluate(config, mesh, state.params, corpus.heldout)
+    params_G = jax.device_get(state.params)
+    wall_s = (elapsed + time.monotonic() - started) / len(trials)
+    where = Path(folder) if folder is not None else None
+    results = []
+    for g, trial in enumerate(trials):
+        metrics = {name: values[: trial.steps, g] for name, values in history.so_far().items()}
+        row = row_lib.make_row(
+            trial,
+            losses=metrics["loss"],
+            eval_loss=float(eval_loss_G[g]),
+            chars_per_token=corpus.heldout_chars_per_token,
+            diverged_at=_diverged_at(metrics),
+            wall_s=wall_s,
+        )
+        metrics = {"step": np.arange(len(metrics["loss"])), **metrics}
+        results.append(Result(trial, model_lib.take_trial(params_G, g), metrics, row, where))
+    return results
 
-    history = _History(total, len(trials))
-    elapsed = 0.0
-    state = None
-    store = checkpoint.Checkpoints(folder) if folder is not None else None
-    meta = {"trials": [t.run_id for t in trials], "configs": [config_lib.to_dict(t) for t in trials]}
+
+def _identity(trials: Sequence[TrainConfig]) -> dict[str, Any]:
+    return {"trials": [t.run_id for t in trials], "configs": [config_lib.to_dict(t) for t in trials]}
+
+
+def _start(
+    store: checkpoint.Checkpoints | None, trials: Sequence[TrainConfig], mesh: Any, hyper_G: Any, history: _History
+) -> tuple[step.State, float]:
+    """The state to go on from and the seconds spent before: the last good checkpoint's (filling history), or new."""
     if store is not None:
         shapes = jax.eval_shape(lambda: population.init_state(mesh, trials, hyper_G))
         target = jax.tree.map(
             lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
             shapes,
-            mesh_lib.state_sharding(mesh, config.model),
+            mesh_lib.state_sharding(mesh, trials[0].model),
         )
-        saved = store.restore(target, trials=meta["trials"])
+        saved = store.restore(target, trials=_identity(trials)["trials"])
         if saved is not None:
-            state, elapsed = saved.state, saved.meta["elapsed_s"]
             history.extend(saved.history)
-    if state is None:
-        state = population.init_state(mesh, trials, hyper_G)
+            return saved.state, saved.meta["elapsed_s"]
+    return population.init_state(mesh, trials, hyper_G), 0.0
 
-    def save(done: int) -> None:
-        assert store is not None and state is not None
-        seconds = elapsed + time.monotonic() - started
-        store.save(checkpoint.Saved(done, state, history.so_far(), {**meta, "elapsed_s": seconds}))
 
-    done = saved_step = history.steps
+def _advance(
+    state: step.State,
+    history: _History,
+    config: TrainConfig,
+    train_tokens: np.ndarray,
+    mesh: Any,
+    hyper_G: Any,
+    horizons: np.ndarray,
+    store: checkpoint.Checkpoints | None,
+    save_every_s: float,
+    on_progress: Callable[[Progress], None] | None,
+    meta: Callable[[], dict[str, Any]],
+) -> step.State:
+    """From history.steps to the last horizon. The hot loop: no transfer but the batches in and late metrics out."""
+    run_steps = population.compiled_train_steps(step.program(config), mesh)
     call_steps = max(1, min(MAX_CALL_STEPS, CALL_TOKENS // config.batch_tokens))
     batch_sharding = mesh_lib.batch_sharding(mesh, steps_axis=True)
+    tokens_per_step = config.batch_tokens * len(horizons)
+    total = int(horizons.max())
     pace = _Pace()
-    pending: Any = None  # metrics of the last call, still on the device: read after the next is dispatched
+    done = saved_step = history.steps
+    last_save = time.monotonic()
+    pending: tuple[step.Metrics, int] | None = None  # of the last call; read after the next is dispatched
 
-    def read_pending() -> None:
-        nonlocal pending
-        if pending is None:
-            return
-        metrics, n = pending
+    def read(metrics: step.Metrics, n: int) -> None:
         history.extend({name: rows[:n] for name, rows in jax.device_get(metrics)._asdict().items()})
-        pending = None
         pace.mark(history.steps)
         if on_progress is not None:
-            on_progress(history.progress(pace, config.batch_tokens * len(trials)))
+            on_progress(history.progress(pace, tokens_per_step))
 
-    last_save = time.monotonic()
     with jax.transfer_guard("disallow"):
         while done < total and not history.all_over(horizons):
             n = min(pace.steps_within(CALL_SECONDS), call_steps, total - done)
             batches = np.zeros((call_steps, config.batch_size, config.data.seq_len + 1), np.int32)
             for k in range(n):
                 batches[k] = data.batch(
-                    corpus.train, seq_len=config.data.seq_len, batch_size=config.batch_size,
-                    seed=config.data.seed, k=done + k,
-                )  # fmt: skip
+                    train_tokens,
+                    seq_len=config.data.seq_len,
+                    batch_size=config.batch_size,
+                    seed=config.data.seed,
+                    k=done + k,
+                )
+            device_batches = jax.device_put(batches, batch_sharding)
             state, metrics = run_steps(
-                state, jax.device_put(batches, batch_sharding), jax.device_put(np.int32(n)), hyper_G
+                state, device_batches, jax.device_put(np.int32(n), mesh_lib.replicated(mesh)), hyper_G
             )
-            read_pending()
+            if pending is not None:
+                read(*pending)
             pending = (metrics, n)
             done += n
-            if store is not None and time.monotonic() - last_save > save_every_s:
-                read_pending()
-                save(done)
+            if done == total or (store is not None and time.monotonic() - last_save > save_every_s):
+                read(*pending)
+                pending = None
+            if store is not None and pending is None:
+                store.save(checkpoint.Saved(done, state, history.so_far(), meta()))
                 last_save, saved_step = time.monotonic(), done
-        read_pending()
-
-    if store is not None:
-        if saved_step < done:
-            save(done)
-        store.close()
-    eval_loss_G = evaluate(config, mesh, state.params, corpus.heldout)
-    params_G = jax.device_get(state.params)
-    wall_s = (elapsed + time.monotonic() - started) / len(trials)
-    results = []
-    for g, trial in enumerate(trials):
-        metrics_g = {name: values[: trial.steps, g] for name, values in history.so_far().items()}
-        row = row_lib.make_row(
-            trial,
-            losses=metrics_g["loss"],
-            eval_loss=float(eval_loss_G[g]),
-            chars_per_token=corpus.heldout_chars_per_token,
-            diverged_at=_diverged_at(metrics_g),
-            wall_s=wall_s,
-        )
-        metrics_g = {"step": np.arange(len(metrics_g["loss"])), **metrics_g}
-        params = model_lib.take_trial(params_G, g)
-        results.append(Result(trial, params, metrics_g, row, Path(folder) if folder is not None else None))
-    return results
+        if pending is not None:
+            read(*pending)
+    if store is not None and saved_step < done:
+        store.save(checkpoint.Saved(done, state, history.so_far(), meta()))
+    return state
 
 
 def evaluate(config: TrainConfig, mesh: Any, params_G: Any, heldout: np.ndarray) -> np.ndarray:
@@ -176,7 +198,7 @@ def evaluate(config: TrainConfig, mesh: Any, params_G: Any, heldout: np.ndarray)
     starts = np.unique(np.linspace(0, n_windows - 1, config.eval_sequences).astype(np.int64)) * seq_len
     eval_step = population.compiled_eval_step(step.program(config), mesh)
     sharding = mesh_lib.batch_sharding(mesh, steps_axis=False)
-    total = 0.0
+    total = np.zeros(())
     for first in range(0, len(starts), batch_size):
         rows = starts[first : first + batch_size]
         tokens = np.zeros((batch_size, seq_len + 1), np.int32)
@@ -185,7 +207,7 @@ def evaluate(config: TrainConfig, mesh: Any, params_G: Any, heldout: np.ndarray)
         weights[: len(rows)] = 1.0
         nll_G = eval_step(params_G, jax.device_put(tokens, sharding), jax.device_put(weights, sharding))
         total = total + np.asarray(nll_G, np.float64)
-    return np.asarray(total / (len(starts) * seq_len))
+    return total / (len(starts) * seq_len)
 
 
 class _Pace:

@@ -55,8 +55,8 @@ def make_mesh(config: MeshConfig, *, n_trials: int, batch_size: int, devices: li
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[: math.prod(shape)])
 
 
-def state_sharding(mesh: Mesh, model: ModelConfig) -> step.State:
-    """Shardings of a `step.State`. Raises InputError when a mesh axis does not divide the weights it shards.
+def state_sharding(mesh: Mesh, model: ModelConfig) -> Any:
+    """A `step.State` of shardings. Raises InputError when a mesh axis does not divide the weights it shards.
 
     A vocabulary that does not divide (257 bytes) is replicated.
     """
@@ -81,12 +81,18 @@ def state_sharding(mesh: Mesh, model: ModelConfig) -> step.State:
     params = {k: jax.tree.map(partial(leaf, trial_axis[k]), axes[k], sizes[k], is_leaf=is_axes) for k in sizes}
     per_trial = NamedSharding(mesh, P("trial"))
     empty, adam, masked = step.moments_axis(sizes)
-    return step.State(
+    shardings: Any = dict(
         params=params,
         moments=(empty, adam._replace(count=per_trial, mu=params, nu=params), masked),
-        step=NamedSharding(mesh, P()),
+        step=replicated(mesh),
         alive=per_trial,
     )
+    return step.State(**shardings)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same on every device."""
+    return NamedSharding(mesh, P())
 
 
 def trial_sharding(mesh: Mesh) -> NamedSharding:

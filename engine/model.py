@@ -33,7 +33,7 @@ class Decoder(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, *, key: jax.Array, init_std: float | jax.Array = 0.02):
-        size = {
+        size: dict[str, Any] = {
             "layer": config.n_layers,
             "vocab": config.vocab_size,
             "embed": config.d_model,
@@ -57,16 +57,17 @@ class Decoder(nnx.Module):
 
         self.config = config
         self.embed = matrix("vocab", "embed")
-        self.layers = _Layers()
-        self.layers.attn_norm = scale("layer", "embed")
-        self.layers.q = matrix("layer", "embed", "heads", "head_dim")
-        self.layers.k = matrix("layer", "embed", "kv_heads", "head_dim")
-        self.layers.v = matrix("layer", "embed", "kv_heads", "head_dim")
-        self.layers.o = matrix("layer", "heads", "head_dim", "embed")
-        self.layers.mlp_norm = scale("layer", "embed")
-        self.layers.gate = matrix("layer", "embed", "ffn")
-        self.layers.up = matrix("layer", "embed", "ffn")
-        self.layers.down = matrix("layer", "ffn", "embed")
+        blocks: Any = _Layers()
+        self.layers = blocks
+        blocks.attn_norm = scale("layer", "embed")
+        blocks.q = matrix("layer", "embed", "heads", "head_dim")
+        blocks.k = matrix("layer", "embed", "kv_heads", "head_dim")
+        blocks.v = matrix("layer", "embed", "kv_heads", "head_dim")
+        blocks.o = matrix("layer", "heads", "head_dim", "embed")
+        blocks.mlp_norm = scale("layer", "embed")
+        blocks.gate = matrix("layer", "embed", "ffn")
+        blocks.up = matrix("layer", "embed", "ffn")
+        blocks.down = matrix("layer", "ffn", "embed")
         self.norm = scale("embed")
         if not config.tied_embeddings:
             self.head = matrix("embed", "vocab")

@@ -57,7 +57,7 @@ def _compiled_init(model: Any, mesh: Mesh) -> Any:
 
 @lru_cache(maxsize=64)
 def compiled_train_steps(program: step.Program, mesh: Mesh) -> Any:
-    """`step.train_steps` jitted for a mesh: (state, tokens_KBT1, n_steps, hyper_G) -> (state, metrics); donates state."""
+    """`step.train_steps` for a mesh: (state, tokens_KBT1, n_steps, hyper_G) -> (state, metrics); donates state."""
     return jax.jit(
         partial(step.train_steps, program),
         donate_argnums=0,

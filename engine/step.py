@@ -53,7 +53,7 @@ class Metrics(NamedTuple):
 def moments_axis(params: model_lib.Params) -> Any:
     """Prefix tree of the trial axis in `State.moments`."""
     axis = model_lib.trial_axis(params)
-    return (optax.EmptyState(), optax.ScaleByAdamState(0, axis, axis), optax.MaskedState(optax.EmptyState()))  # type: ignore[arg-type]
+    return (optax.EmptyState(), optax.ScaleByAdamState(0, axis, axis), optax.MaskedState(optax.EmptyState()))
 
 
 def init_state(model: ModelConfig, seeds_G: jax.Array, init_std_G: jax.Array, hyper_G: Hyper) -> State:

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.engine.conftest import as_hyper, random_params, random_tokens
 
 import engine
 from engine import ModelConfig, OptimConfig, TrainConfig, model, step
 from tests.engine import numpy_reference as ref
+from tests.engine.conftest import as_hyper, random_params, random_tokens
 
 MODELS = {
     "grouped-query, untied": ModelConfig(vocab_size=11, d_model=8, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=12),

@@ -70,9 +70,7 @@ def test_finished_trial_rests_while_others_go_on(tiny):
     short = population.trial_configs(tiny, [{"tokens": tokens}, {}])
     at_6, _ = run(short, 6)
     at_12, _ = run(short, 12)
-    jax.tree.map(
-        np.testing.assert_array_equal, model.take_trial(at_6.params, 0), model.take_trial(at_12.params, 0)
-    )
+    jax.tree.map(np.testing.assert_array_equal, model.take_trial(at_6.params, 0), model.take_trial(at_12.params, 0))
     assert not np.array_equal(model.take_trial(at_6.params, 1)["norm"], model.take_trial(at_12.params, 1)["norm"])
 
 

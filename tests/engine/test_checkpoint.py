@@ -1,0 +1,173 @@
+"""Resume is exact; damage is named and never returned."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+import engine
+from engine import InputError
+from engine import config as config_lib
+
+HYPERS = [{}, {"optim.lr": 3e-3, "seed": 5}]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def short_calls():
+    """Four steps a call at most, so that tiny runs have several places to save and to stop."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine.loop, "MAX_CALL_STEPS", 4)
+        yield
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_at(step):
+    def on_progress(progress):
+        if progress.step >= step:
+            raise Stop
+
+    return on_progress
+
+
+def interrupt(config, folder, at=12):
+    """Leaves checkpoints of the first steps in folder, as an interrupted run does."""
+    with pytest.raises(Stop):
+        engine.train_population(config, HYPERS, folder=folder, on_progress=stop_at(at), save_every_s=0)
+
+
+def same(a, b):
+    for x, y in zip(a, b):
+        for name in x.metrics:
+            np.testing.assert_array_equal(x.metrics[name], y.metrics[name])
+        assert x.row["eval_loss"] == y.row["eval_loss"] and x.row["loss"] == y.row["loss"]
+        np.testing.assert_array_equal(x.params["layers"]["down"], y.params["layers"]["down"])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny):
+    return engine.train_population(tiny, HYPERS)
+
+
+def steps_in(folder):
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+
+
+def test_interrupted_and_resumed_equals_undisturbed(tiny, undisturbed, tmp_path):
+    interrupt(tiny, tmp_path)
+    assert 0 < steps_in(tmp_path)[-1] < 24
+    resumed = engine.train_population(tiny, HYPERS, folder=tmp_path)
+    same(resumed, undisturbed)
+    assert resumed[0].checkpoint == tmp_path and steps_in(tmp_path)[-1] == 24
+    same(engine.train_population(tiny, HYPERS, folder=tmp_path), undisturbed)  # finished: nothing left to train
+
+
+def test_resumes_on_another_mesh(tiny, undisturbed, tmp_path):
+    interrupt(tiny, tmp_path)
+    elsewhere = config_lib.replace(tiny, {"mesh.trial": 2, "mesh.fsdp": 2})
+    resumed = engine.train_population(elsewhere, HYPERS, folder=tmp_path)
+    np.testing.assert_allclose(resumed[1].metrics["loss"], undisturbed[1].metrics["loss"], rtol=1e-5)
+
+
+def largest_file(step_folder):
+    return max((p for p in step_folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def flip(folder):
+    path = largest_file(folder)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def truncate(folder):
+    path = largest_file(folder)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(folder):
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.unlink()
+
+
+def lie(folder):
+    """A changed number in the meta data."""
+    path = next(p for p in (folder / "meta").rglob("metadata"))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "elapsed_s": 1e9}))
+
+
+DAMAGE = [flip, truncate, empty, lie]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_step_is_refused_and_the_one_before_used(damage, tiny, undisturbed, tmp_path, caplog):
+    interrupt(tiny, tmp_path)
+    steps = steps_in(tmp_path)
+    assert len(steps) == 2
+    damage(tmp_path / str(steps[-1]))
+    same(engine.train_population(tiny, HYPERS, folder=tmp_path), undisturbed)
+    assert f"step {steps[-1]}" in caplog.text
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_nothing_good_left_is_a_named_error(damage, tiny, tmp_path):
+    interrupt(tiny, tmp_path)
+    for step in steps_in(tmp_path):
+        damage(tmp_path / str(step))
+    with pytest.raises(InputError, match="no good checkpoint") as error:
+        engine.train_population(tiny, HYPERS, folder=tmp_path)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_another_runs_folder_is_refused(tiny, tmp_path):
+    interrupt(tiny, tmp_path)
+    with pytest.raises(InputError, match="other trials"):
+        engine.train_population(tiny, [{}, {"optim.lr": 1e-4}], folder=tmp_path)
+
+
+def test_unwritable_folder_is_one_line(tiny, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="name a writable folder"):
+        engine.train(tiny, folder=tmp_path / "file" / "run")
+
+
+SCRIPT = """
+import sys, jax
+jax.config.update("jax_num_cpu_devices", 8)  # the same device layout as the test's own process
+import engine
+from engine import config as config_lib
+engine.loop.MAX_CALL_STEPS = 4
+config = config_lib.from_json(sys.argv[1])
+def on_progress(p):
+    print(p.step, flush=True)
+engine.train_population(config, [{}, {"optim.lr": 3e-3, "seed": 5}], folder=sys.argv[2], on_progress=on_progress,
+                        save_every_s=0)
+"""
+
+
+def test_sigkill_and_resume_equals_undisturbed(tiny, undisturbed, tmp_path):
+    """Killed three times, at steps chosen by seed; each time while saves are in flight."""
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(SCRIPT), config_lib.to_json(tiny), str(tmp_path)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        )
+        assert process.stdout is not None
+        wanted = int(rng.integers(1, 6))
+        for lines, _ in enumerate(process.stdout, start=1):
+            if lines == wanted:
+                break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    same(engine.train_population(tiny, HYPERS, folder=tmp_path), undisturbed)
