@@ -10,8 +10,8 @@ from laws.errors import InputError
 
 _HOMES = {
     "load_runs": "laws.runs",
-    "fit": "laws.fit",
-    "FitError": "laws.fit",
+    "fit": "laws.fitting",
+    "FitError": "laws.errors",
     "Posterior": "laws.posterior",
     "load_posterior": "laws.posterior",
     "backtest": "laws.backtest",

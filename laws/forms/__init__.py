@@ -1,0 +1,25 @@
+"""The laws, one file each: data preparation, numpyro model, starting point and numpy prediction.
+
+A law's module has CITATION, QUANTITIES (what `predict` gives), SITES (the draws that are kept), HELD (hierarchical
+scales, see laws.sampler), COLUMNS (run-table columns it needs besides params, tokens and the target), and the functions
+prepare(runs, target) -> (data, facts), model(data), start(data), predict(draws, meta, params, tokens, noise).
+"""
+
+from __future__ import annotations
+
+import difflib
+from importlib import import_module
+from types import ModuleType
+
+from laws.errors import InputError
+
+NAMES = ("steplaw", "farseer", "chinchilla")
+
+
+def get(law: str) -> ModuleType:
+    """The module of the law `law`. Raises InputError if there is none of that name."""
+    if law not in NAMES:
+        near = difflib.get_close_matches(str(law), NAMES, 1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise InputError(f"unknown law {law!r}{hint}; known: {', '.join(sorted(NAMES))}")
+    return import_module(f"laws.forms.{law}")

@@ -1,0 +1,255 @@
+"""Posteriors: predict with numpy alone, save and load as NetCDF, hand over to ArviZ."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from laws import forms
+from laws.errors import InputError
+
+FORMAT = 1
+ELEMENTS = 1_000_000  # draws times queries above which draws are thinned, to 100 at the least
+TRAILER = b"\nstepseer sha256 "
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A predicted quantity. draws: [n_draws, *query shape]."""
+
+    draws: np.ndarray
+
+    @cached_property
+    def median(self) -> Any:
+        """Posterior median: a float, or an array of the query's shape."""
+        return _plain(np.median(self.draws, axis=0))
+
+    def interval(self, level: float = 0.9) -> tuple[Any, Any]:
+        """(low, high) of the central interval of probability `level`."""
+        if not 0 < level < 1:
+            raise InputError(f"level must be between 0 and 1, got {level:g}; for a 90% interval give 0.9")
+        low, high = np.quantile(self.draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        return _plain(low), _plain(high)
+
+
+def _plain(x: np.ndarray) -> Any:
+    return float(x) if np.ndim(x) == 0 else x
+
+
+class Prediction:
+    """Predicted quantities as attributes: `.lr`, `.batch_tokens` of steplaw; `.loss` (of a new run, noise included) and
+    `.mean_loss` (the curve) of a loss law. `.warnings`: sentences about queries outside the fitted range."""
+
+    lr: Quantity
+    batch_tokens: Quantity
+    loss: Quantity
+    mean_loss: Quantity
+
+    def __init__(self, law: str, quantities: Mapping[str, Quantity], warnings: list[str]):
+        self.law, self.quantities, self.warnings = law, dict(quantities), warnings
+
+    def __getattr__(self, name: str) -> Quantity:
+        quantities = self.__dict__.get("quantities", {})
+        if name in quantities:
+            return quantities[name]
+        raise AttributeError(f"{self.__dict__.get('law')} predicts {' and '.join(quantities)}, not {name!r}")
+
+    def __repr__(self) -> str:
+        return f"Prediction({self.law}: {', '.join(self.quantities)})"
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Draws of a law's parameters and what they were fitted to.
+
+    samples: site -> [chain, draw] or [chain, draw, k]. meta: law, source, rows, excluded, ranges, center, target,
+    diagnostics, versions, data_digest, seed, settings, command, warnings.
+    """
+
+    law: str
+    samples: dict[str, np.ndarray]
+    meta: dict[str, Any]
+
+    @cached_property
+    def draws(self) -> dict[str, np.ndarray]:
+        """Site -> [n] (or [n, k]), chains one after the other."""
+        return {k: v.reshape(-1, *v.shape[2:]) for k, v in self.samples.items()}
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the fit has to say about its data."""
+        return self.meta["warnings"]
+
+    def predict(self, *, params: Any, tokens: Any, n_draws: int | None = None) -> Prediction:
+        """What the law says at N = params (non-embedding) and D = tokens: numbers or arrays that broadcast.
+
+        steplaw: `lr` and `batch_tokens` at the optimum of a new (N, D) cell. Its median is the law's; its interval
+        includes the scatter of cells about the law. Loss laws: `mean_loss` and `loss`. Intervals are for each query by
+        itself: one draw's scatter or noise is shared by all queries.
+        n_draws: how many draws to use; by default all, fewer (100 at least) for more than a thousand queries.
+        Raises InputError for params or tokens that are not positive, finite and plausible as counts.
+        """
+        N, D = _counts("params", params), _counts("tokens", tokens)
+        try:
+            N, D = np.broadcast_arrays(N, D)
+        except ValueError:
+            raise InputError(
+                f"params {np.shape(params)} and tokens {np.shape(tokens)} do not broadcast; give one token count a size"
+            ) from None
+        total = len(next(iter(self.draws.values())))
+        if n_draws is None:
+            n_draws = min(total, max(100, ELEMENTS // max(N.size, 1)))
+        if not 1 <= n_draws <= total:
+            raise InputError(f"n_draws must be 1 to {total}, got {n_draws}")
+        chosen = np.linspace(0, total - 1, n_draws).round().astype(int)
+        draws = {k: v[chosen] for k, v in self.draws.items()}
+        noise = {k: _scores(n_draws, stream) for stream, k in enumerate(("lr", "batch", "loss"))}
+        out = forms.get(self.law).predict(draws, self.meta, N.ravel(), D.ravel(), noise)
+        quantities = {k: Quantity(v.reshape(n_draws, *N.shape)) for k, v in out.items()}
+        return Prediction(self.law, quantities, [*self._outside("params", N), *self._outside("tokens", D)])
+
+    def _outside(self, column: str, values: np.ndarray) -> list[str]:
+        low, high = self.meta["ranges"][column]
+        out = []
+        for worst, decades, side in (
+            (values.max(initial=high), np.log10(values.max(initial=high) / high), "above"),
+            (values.min(initial=low), np.log10(low / values.min(initial=low)), "below"),
+        ):
+            if decades > 0.005:
+                out.append(
+                    f"{column} {worst:.3g} is {decades:.2g} decades {side} the fitted range ({low:.3g} to {high:.3g})"
+                )
+        return out
+
+    def to_arviz(self) -> Any:
+        """An arviz.InferenceData with the kept draws (thinned: diagnostics of all draws are in meta)."""
+        import arviz
+
+        return arviz.from_dict(posterior=dict(self.samples), attrs={"law": self.law, "meta": json.dumps(self.meta)})
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes NetCDF4 that ArviZ reads (group `posterior`), whole or not at all. Raises InputError if it cannot."""
+        import h5netcdf
+
+        path = Path(path).expanduser()
+        buffer = io.BytesIO()
+        with h5netcdf.File(buffer, "w") as file:
+            group = file.create_group("posterior")
+            chains, n = next(iter(self.samples.values())).shape[:2]
+            group.dimensions = {"chain": chains, "draw": n}
+            group.create_variable("chain", ("chain",), data=np.arange(chains))
+            group.create_variable("draw", ("draw",), data=np.arange(n))
+            for name, value in self.samples.items():
+                dims = ["chain", "draw"]
+                for size in value.shape[2:]:
+                    dims.append(f"dim_{size}")
+                    if dims[-1] not in group.dimensions:
+                        group.dimensions[dims[-1]] = size
+                group.create_variable(name, tuple(dims), data=value)
+            meta = json.dumps(self.meta, sort_keys=True)
+            group.attrs.update({"law": self.law, "format": FORMAT, "meta": meta})
+            group.attrs["digest"] = _content_digest(self.law, meta, self.samples)
+        content = buffer.getvalue()
+        content += TRAILER + hashlib.sha256(content).hexdigest().encode()
+        part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part.write_bytes(content)
+            os.replace(part, path)
+        except OSError as error:
+            raise InputError(
+                f"cannot write {path}: {error.strerror or error}; give a path in a writable folder"
+            ) from error
+        finally:
+            if part.exists():
+                part.unlink()
+        return path
+
+
+def load_posterior(source: str | os.PathLike[str]) -> Posterior:
+    """A packaged posterior by name ("steplaw") or one saved in a file.
+
+    Raises InputError, naming the file, if it is missing, damaged (its digests are verified) or not one of ours.
+    """
+    packaged = resources.files("laws") / "posteriors"
+    if isinstance(source, str) and source.isidentifier() and not Path(source).exists():
+        names = sorted(f.name.removesuffix(".nc") for f in packaged.iterdir() if f.name.endswith(".nc"))
+        if source not in names:
+            raise InputError(
+                f"no posterior named {source!r}: packaged are {', '.join(names) or 'none'}; or give the file that "
+                f"`stepseer fit {source if source in forms.NAMES else 'LAW'} RUNS --out FILE` wrote"
+            )
+        content, name = (packaged / f"{source}.nc").read_bytes(), f"{source}.nc"
+    else:
+        path = Path(source).expanduser()
+        try:
+            content, name = path.read_bytes(), str(path)
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror or error}; give a file that fit wrote") from error
+    body, mark, digest = content.rpartition(TRAILER)
+    if mark and hashlib.sha256(body).hexdigest().encode() != digest:
+        raise InputError(f"{name}: the file is damaged (its digest does not match); fit again or fetch it anew")
+    try:
+        law, samples, meta, digest_of_content = _read(body if mark else content)
+    except Exception as error:  # h5py raises many kinds on damaged bytes
+        raise InputError(
+            f"{name}: not a readable posterior ({type(error).__name__}); fit again or fetch it anew"
+        ) from error
+    if digest_of_content != _content_digest(law, meta, samples):
+        raise InputError(f"{name}: the file is damaged (its digest does not match); fit again or fetch it anew")
+    forms.get(law)
+    return Posterior(law, samples, json.loads(meta))
+
+
+def _read(content: bytes) -> tuple[str, dict[str, np.ndarray], str, str]:
+    import h5netcdf
+
+    with h5netcdf.File(io.BytesIO(content), "r") as file:
+        group = file["posterior"]
+        if int(group.attrs["format"]) != FORMAT:
+            raise ValueError(f"format {group.attrs['format']}")
+        names = [name for name in group.variables if name not in group.dimensions]
+        samples = {name: np.asarray(group.variables[name][...]) for name in names}
+        return str(group.attrs["law"]), samples, str(group.attrs["meta"]), str(group.attrs["digest"])
+
+
+def _content_digest(law: str, meta: str, samples: Mapping[str, np.ndarray]) -> str:
+    h = hashlib.sha256(f"{law}\n{meta}".encode())
+    for name in sorted(samples):
+        value = np.ascontiguousarray(samples[name], dtype="<f8")
+        h.update(f"{name}{value.shape}".encode() + value.tobytes())
+    return h.hexdigest()
+
+
+def _counts(name: str, value: Any) -> np.ndarray:
+    try:
+        x = np.asarray(value, dtype=float)
+    except (TypeError, ValueError):
+        raise InputError(f"{name} must be a number, got {value!r}") from None
+    bad = ~(np.isfinite(x) & (x > 0))
+    if bad.any():
+        raise InputError(f"{name} must be positive and finite, got {x[bad].ravel()[0]:g}")
+    if x.size and x.min() < 1000:
+        raise InputError(
+            f"{name} {x.min():g} is a count, not thousands, millions or billions: write {x.min():g}e9 for billions"
+        )
+    if x.size and x.max() > 1e20:
+        raise InputError(f"{name} {x.max():g} is beyond any model; give the count itself, not FLOPs")
+    return x
+
+
+def _scores(n: int, stream: int) -> np.ndarray:
+    """n standard-normal scores at even quantiles in a fixed random order: exact margins, no Monte Carlo error."""
+    from scipy.special import ndtri
+
+    return np.random.default_rng(stream).permutation(ndtri((np.arange(n) + 0.5) / n))
