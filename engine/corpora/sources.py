@@ -1,0 +1,170 @@
+"""Which files make a corpus, and which of them are held out.
+
+A file is known by its path relative to the corpus's root and by the BLAKE2 digest of its bytes. Files of equal content
+count once (the first path in sorted order), and a hash of the path alone decides the split: no file, and no content,
+is in both splits, and adding a file moves no other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sysconfig
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.errors import InputError
+
+OnProgress = Callable[[str, int, int], None]  # stage, done, total
+
+HELDOUT_FRACTION = 0.05  # of files
+NAMED = ("stdlib",)
+
+LANGUAGES = {
+    "text": ".txt .text .md .rst .tex .org .adoc",
+    "python": ".py .pyi",
+    "c": ".c .h",
+    "cpp": ".cc .cpp .cxx .hpp .hh .cu .cuh",
+    "csharp": ".cs",
+    "go": ".go",
+    "haskell": ".hs",
+    "java": ".java",
+    "javascript": ".js .jsx .mjs",
+    "julia": ".jl",
+    "kotlin": ".kt",
+    "lua": ".lua",
+    "ocaml": ".ml .mli",
+    "perl": ".pl .pm",
+    "php": ".php",
+    "r": ".r",
+    "ruby": ".rb",
+    "rust": ".rs",
+    "scala": ".scala",
+    "shell": ".sh .bash",
+    "sql": ".sql",
+    "swift": ".swift",
+    "typescript": ".ts .tsx",
+    "web": ".html .css",
+    "config": ".toml .yaml .yml .ini .cfg .cmake .proto",
+}
+_LANGUAGE_OF = {suffix: language for language, suffixes in LANGUAGES.items() for suffix in suffixes.split()}
+
+_SKIP_FOLDERS = {"__pycache__", "node_modules", "site-packages", "dist-packages"}
+# The library's own tests are twice its size and missing from some distributions' Pythons.
+_SKIP_STDLIB_FOLDERS = {"test", "tests", "idle_test"}
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text file: its path relative to the root ('/' between parts), the digest of its bytes, its language."""
+
+    path: str
+    digest: str
+    language: str
+
+
+@dataclass(frozen=True)
+class Documents:
+    """The files of a corpus, each split sorted by path. `digest` names paths, contents and split."""
+
+    name: str
+    root: Path
+    train: tuple[Document, ...]
+    heldout: tuple[Document, ...]
+    digest: str
+
+
+def find(corpus: str, on_progress: OnProgress | None = None) -> Documents:
+    """The documents of a named corpus or of a folder of text and source files. Reads every file, keeps no text.
+
+    Raises InputError if there is no such corpus or folder, or too few text files in it.
+    """
+    if corpus in NAMED:
+        root = Path(sysconfig.get_path("stdlib"))
+        paths = [p for p in _walk(root, _SKIP_FOLDERS | _SKIP_STDLIB_FOLDERS) if _keep_stdlib(p)]
+        name, hint = corpus, "set data.corpus to a folder of text files, or to 'synthetic'"
+        missing = f"this Python keeps no source of its standard library in {root}; {hint}"
+    else:
+        root = Path(corpus).expanduser()
+        if not root.exists():
+            known = ", ".join((*NAMED, "synthetic"))
+            raise InputError(f"data.corpus is {corpus!r}: no such folder, and not a known corpus ({known})")
+        if not root.is_dir():
+            raise InputError(f"data.corpus is {corpus!r}, a file; name the folder that holds the text files")
+        root = root.resolve()
+        paths = [p for p in _walk(root, _SKIP_FOLDERS) if os.path.splitext(p)[1].lower() in _LANGUAGE_OF]
+        name = root.name or "root"
+        missing = f"data.corpus is {corpus!r}: no UTF-8 text or source files in it (such as .txt, .md, .py, .c)"
+
+    documents, seen = [], set()
+    for i, path in enumerate(paths):
+        if on_progress is not None:
+            on_progress("reading files", i + 1, len(paths))
+        data = (root / path).read_bytes()
+        digest = content_digest(data)
+        if digest in seen or not is_text(data) or (corpus in NAMED and _is_generated(data)):
+            continue
+        seen.add(digest)
+        language = _LANGUAGE_OF[os.path.splitext(path)[1].lower()]
+        documents.append(Document(path, digest, language))
+    if not documents:
+        raise InputError(missing)
+    if len(documents) < 2:
+        raise InputError(
+            f"data.corpus is {corpus!r}: only one distinct text file in it ({documents[0].path}), and one must be held "
+            "out; split it into several files"
+        )
+    return _split(name, root, documents)
+
+
+def content_digest(data: bytes) -> str:
+    """BLAKE2b of a file's bytes, 32 hex digits."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def is_text(data: bytes) -> bool:
+    """Whether bytes are UTF-8 text: not empty, no NUL."""
+    if not data.strip() or b"\0" in data:
+        return False
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _split(name: str, root: Path, documents: list[Document]) -> Documents:
+    def place(document: Document) -> float:  # uniform in [0, 1)
+        hashed = hashlib.blake2b(document.path.encode(), digest_size=8).digest()
+        return int.from_bytes(hashed, "big") / 2**64
+
+    # A small corpus may have no file under the threshold: then the lowest one is held out.
+    threshold = max(HELDOUT_FRACTION, min(map(place, documents)))
+    heldout = tuple(d for d in documents if place(d) <= threshold)
+    train = tuple(d for d in documents if place(d) > threshold)
+    if not train:  # two or three files, all under the threshold
+        heldout, train = heldout[:1], heldout[1:]
+    listing = "\n".join(f"{split} {d.digest} {d.path}" for split, ds in (("t", train), ("h", heldout)) for d in ds)
+    return Documents(name, root, train, heldout, content_digest(listing.encode()))
+
+
+def _walk(root: Path, skip: set[str]) -> Iterator[str]:
+    """Paths of files under root, relative, sorted; hidden files and folders and links to folders left out."""
+    found = []
+    for folder, subfolders, files in os.walk(root):
+        subfolders[:] = [d for d in subfolders if d not in skip and not d.startswith(".")]
+        for file in files:
+            path = os.path.join(folder, file)
+            if not file.startswith(".") and os.path.isfile(path):
+                found.append(os.path.relpath(path, root).replace(os.sep, "/"))
+    return iter(sorted(found))
+
+
+def _keep_stdlib(path: str) -> bool:
+    # _sysconfigdata is this machine's build settings, topics.py generated: the manual as one string literal.
+    return path.endswith(".py") and not path.startswith("_sysconfigdata") and path != "pydoc_data/topics.py"
+
+
+def _is_generated(data: bytes) -> bool:
+    return b"gencodec.py" in data[:400]  # tables of character sets
