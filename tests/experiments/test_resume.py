@@ -1,0 +1,52 @@
+"""A real sweep, killed at random moments, ends with the table of an undisturbed one."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+
+from experiments import store
+
+from . import fakes, real
+
+
+def sweep(out):
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.experiments.real", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def wait_for_checkpoint(process, out):
+    """Until the second chunk that this process runs has a checkpoint."""
+    for _ in range(2):
+        chunk = process.stdout.readline().decode().strip()
+    while not list(out.glob(f"checkpoints/{chunk}/[0-9]*")) and process.poll() is None:
+        time.sleep(0.002)
+
+
+def test_a_real_sweep_killed_at_random_ends_with_the_same_table(tmp_path):
+    undisturbed = sweep(tmp_path / "reference")
+    _, said = undisturbed.communicate()
+    assert undisturbed.returncode == 0, said.decode()
+    clock = random.Random(3)
+    in_chunk = 0
+    for how in (signal.SIGKILL, signal.SIGINT, signal.SIGKILL):
+        process = sweep(tmp_path / "out")
+        wait_for_checkpoint(process, tmp_path / "out")
+        time.sleep(clock.uniform(0, 0.2))
+        process.send_signal(how)
+        process.communicate()
+        assert process.returncode == (130 if how == signal.SIGINT else -how)
+        in_chunk += bool(list((tmp_path / "out").glob("checkpoints/*/[0-9]*")))
+    assert in_chunk >= 2  # most left a checkpoint to go on from
+    last = sweep(tmp_path / "out")
+    _, said = last.communicate()
+    assert last.returncode == 0, said.decode()
+    reference, table = (store.load(tmp_path / name).read() for name in ("reference", "out"))
+    assert sorted(table["status"].unique()) == ["diverged", "ok"]
+    assert table["run_id"].tolist() == list(real.plan().run_ids)
+    pd.testing.assert_frame_equal(fakes.without_clock(table), fakes.without_clock(reference), check_exact=True)
+    assert not list((tmp_path / "out").glob("checkpoints/*"))
