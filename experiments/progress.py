@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from experiments import show
 from experiments.plan import Chunk, Plan
@@ -31,6 +31,23 @@ def watcher(*, quiet: bool) -> Iterator[Watcher]:
             yield bars
     else:
         yield Lines()
+
+
+@contextmanager
+def bar(description: str, *, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on standard error, moved by calling it with (done, total); None where nobody watches."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:3.0f}%"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(description, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
 def label(chunk: Chunk) -> str:
@@ -107,6 +124,9 @@ class Bars(_Share):
         self._of = len(plan.trials)
         self._trials = self._of - sum(len(chunk.trials) for chunk in left)
         self._update()
+
+    def preparing(self, stage: str, done: int, total: int) -> None:
+        self._bars.update(self._chunk, description=stage, completed=done / total, note="", visible=True)
 
     def chunk_started(self, chunk: Chunk) -> None:
         self._bars.update(self._chunk, description=label(chunk), completed=0, total=1.0, note="compiling", visible=True)

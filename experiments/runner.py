@@ -35,6 +35,9 @@ Trainer = Callable[[Chunk, Path, Callable[["Progress"], None]], Sequence[Row]]
 class Watcher:
     """Hears how a run goes; this one says nothing."""
 
+    def preparing(self, stage: str, done: int, total: int) -> None:
+        """While a corpus is read, tokenized, ... ."""
+
     def started(self, plan: Plan, left: Sequence[Chunk]) -> None:
         """Before the first chunk."""
 
@@ -115,12 +118,12 @@ def run(
     return Summary(len(plan.trials), already, **counts, interrupted=interrupted, wall_s=time.monotonic() - started)
 
 
-def check_data(trials: Sequence[TrainConfig]) -> None:
+def check_data(trials: Sequence[TrainConfig], watcher: Watcher) -> None:
     """Builds or finds the corpora that the trials need; raises InputError for data that can't be had."""
     from engine import data
 
     for config in {t.data: t.data for t in trials}.values():
-        data.load(config)
+        data.load(config, watcher.preparing)
 
 
 def _rows(chunk: Chunk, store: Store, trainer: Trainer, watcher: Watcher, stop: threading.Event) -> Sequence[Row]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
@@ -86,14 +86,14 @@ def plural(n: int, word: str) -> str:
     return f"{n:,} {word}{'' if n == 1 else 's'}"
 
 
-def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> Table:
-    """A plain table; the first `left` columns are text, the rest numbers to the right."""
-    made = Table(title=Text(title, style="bold"), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> Group:
+    """A plain table under its title; the first `left` columns are text, the rest numbers to the right."""
+    made = Table(box=SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(header):
         made.add_column(name, justify="left" if i < left else "right", no_wrap=True)
     for row in rows:
         made.add_row(*(Text(cell) for cell in row))
-    return made
+    return Group(Text(title, style="bold"), made)
 
 
 def as_json(value: Any) -> str:

@@ -20,6 +20,9 @@ QUANTITIES = {
 }
 
 
+Answer = dict[str, dict[str, float]]  # quantity -> median, low, high, level
+
+
 def parser() -> Parser:
     made = Parser(
         "predict",
@@ -41,20 +44,16 @@ def run(args: argparse.Namespace) -> int:
     level = fraction(args.level, "--level")
     posterior = laws.load_posterior(args.posterior)
     prediction = posterior.predict(params=np.array(params), tokens=np.array(tokens))
-    answers = [
-        {
-            name: _summary(getattr(prediction, name), level, i)
-            for name in QUANTITIES
-            if getattr(prediction, name, None) is not None
-        }
-        for i in range(len(params))
-    ]
+    given = {name: prediction.quantities[name] for name in QUANTITIES if name in prediction.quantities}
+    answers = [{name: _summary(q, level, i) for name, q in given.items()} for i in range(len(params))]
     if args.json:
         about = {"law": posterior.law, "posterior": args.posterior}
         whole = [{"params": n, "tokens": d, **answer, **about} for n, d, answer in zip(params, tokens, answers)]
         print(show.as_json({**answers[0], **about} if len(answers) == 1 else whole))
     else:
-        _print(args.posterior, posterior, params, tokens, answers, level)
+        _print(posterior, args, list(zip(params, tokens)), answers)
+        for warning in prediction.warnings:
+            print(f"note: {warning}")
     return 0
 
 
@@ -78,16 +77,15 @@ def _summary(quantity: Any, level: float, i: int) -> dict[str, float]:
 
 
 def _print(
-    name: str, posterior: Any, params: list[float], tokens: list[float], answers: list[dict[str, Any]], level: float
+    posterior: laws.Posterior, args: argparse.Namespace, queries: list[tuple[float, float]], answers: list[Answer]
 ) -> None:
     rows = []
-    for n, d, answer in zip(params, tokens, answers):
-        for quantity, summary in answer.items():
-            label, form = QUANTITIES[quantity]
+    for (params, tokens), answer in zip(queries, answers):
+        for name, summary in answer.items():
+            label, form = QUANTITIES[name]
             interval = f"{form(summary['low'])} .. {form(summary['high'])}"
-            rows.append([show.count(n), show.count(d), label, form(summary["median"]), interval])
-    header = ["N", "tokens", "", "median", f"{show.percent(level)} interval"]
-    console = show.console()
-    console.print(show.table(f"{posterior.law} ({name})", header, rows, left=0))
-    for line in _beyond(posterior.meta, params, tokens):
-        console.print(line)
+            rows.append([label, show.count(params), show.count(tokens), form(summary["median"]), interval])
+    meta = posterior.meta
+    title = f"{posterior.law}, fitted to {show.plural(meta['rows'] - meta['excluded'], 'run')} of {meta['source']}"
+    header = ["", "N", "tokens", "median", f"{100 * float(args.level):.4g}% interval"]
+    show.console().print(show.table(title, header, rows))

@@ -25,11 +25,11 @@ def parser() -> Parser:
 
 def run(args: argparse.Namespace) -> int:
     plan = read_grid(args, existing=store.existing(args.out))
-    runner.check_data(plan.trials)
-    folder = store.create(args.out, plan)
     if plan.repeats and not args.json:
         print(f"{show.plural(plan.repeats, 'trial')} left out: the same config as another")
     with progress.watcher(quiet=args.json) as watcher:
+        runner.check_data(plan.trials, watcher)
+        folder = store.create(args.out, plan)
         summary = runner.run(plan, folder, watcher=watcher, retry_failed=args.retry_failed)
     return finish(summary, args.out, as_json=args.json)
 

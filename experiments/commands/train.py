@@ -45,10 +45,12 @@ def run(args: argparse.Namespace) -> int:
     changes = settings(args.set)
     config = config_lib.replace(recipes.load_one(args.recipe), changes)
     plan = plan_lib.make_plan(args.recipe, [config])
-    runner.check_data(plan.trials)
+    if args.out:
+        store.existing(args.out)  # refuses a folder of something else before anything is built
     with tempfile.TemporaryDirectory() as scratch:
-        folder = store.create(args.out or scratch, plan)
         with progress.watcher(quiet=args.json) as watcher:
+            runner.check_data(plan.trials, watcher)
+            folder = store.create(args.out or scratch, plan)
             summary = runner.run(plan, folder, trainer=_keeping(folder.path / MODEL), watcher=watcher)
         if summary.interrupted:
             return interrupted("run the same command again to go on" if args.out else "with --out it could go on")

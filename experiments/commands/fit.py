@@ -1,0 +1,83 @@
+"""`stepseer fit`: a law fitted to runs, saved as a posterior."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+import laws
+from experiments import show
+from experiments.errors import InputError
+from experiments.options import Parser
+
+LEVEL = 0.9  # of the intervals shown
+
+
+def parser() -> Parser:
+    made = Parser(
+        "fit",
+        "Fit a law to runs by NUTS and save the posterior. A bad fit is refused, with the reason.",
+        examples="  stepseer fit steplaw steplaw-dense --out steplaw.nc\n"
+        "  stepseer fit chinchilla results --target eval_loss --out chinchilla.nc",
+    )
+    made.add_argument("law", metavar="LAW", help="steplaw (best lr and batch), or chinchilla or farseer (the loss)")
+    add_runs(made)
+    made.add_argument("--out", metavar="FILE", required=True, help="the posterior, NetCDF (.nc)")
+    return made
+
+
+def add_runs(made: Parser) -> None:
+    """The arguments that say which runs, and which of their losses."""
+    made.add_argument(
+        "runs",
+        metavar="RUNS",
+        help="a published table (steplaw-dense), a CSV or Parquet file, a results folder",
+    )
+    made.add_argument(
+        "--target", metavar="COLUMN", default="loss", help="loss (default), eval_loss, or bpc (bits per character)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from experiments.progress import bar
+
+    out = Path(args.out).expanduser()
+    refuse_unwritable(out, "--out")
+    with bar(f"fitting {args.law}", quiet=args.json) as moved:
+        posterior = laws.fit(args.law, args.runs, target=args.target, progress=moved or False)
+    posterior.save(out)
+    parameters = {name: _summary(draws) for name, draws in posterior.draws.items() if draws.ndim == 1}
+    meta = posterior.meta
+    if args.json:
+        kept = ("target", "source", "rows", "excluded", "ranges", "diagnostics", "warnings")
+        about = {name: meta[name] for name in kept}
+        print(show.as_json({"law": args.law, "out": str(out), "parameters": parameters, **about}))
+        return 0
+    rows = [[name, *(f"{s[key]:.4g}" for key in ("median", "low", "high"))] for name, s in parameters.items()]
+    title = f"{args.law}, fitted to {show.plural(meta['rows'] - meta['excluded'], 'run')} of {meta['source']}"
+    show.console().print(show.table(title, ["", "median", f"{LEVEL:.0%} low", "high"], rows))
+    print("diagnostics: " + ", ".join(f"{name} {value:.4g}" for name, value in meta["diagnostics"].items()))
+    for warning in posterior.warnings:
+        print(f"note: {warning}")
+    print(f"posterior in {out}; ask it with: stepseer predict {out} --params N --tokens D")
+    return 0
+
+
+def refuse_unwritable(path: Path, option: str) -> None:
+    """Raises InputError if a file cannot be written at `path`: before the work, not after."""
+    folder = next(p for p in path.absolute().parents if p.exists())
+    if path.is_dir():
+        raise InputError(f"{option} {path} is a folder; name a file in it")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write {option} {path} ({error.strerror}); name a file in a writable folder") from None
+
+
+def _summary(draws: np.ndarray) -> dict[str, float]:
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return {"median": float(np.median(draws)), "low": float(low), "high": float(high), "level": LEVEL}
