@@ -51,12 +51,10 @@ def bar(description: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]
 
 
 def label(chunk: Chunk) -> str:
-    """A chunk in a few words."""
+    """A chunk in a few words: width x depth, tokens, batch in tokens."""
     config = chunk.base
-    return (
-        f"{config.model.d_model} wide x {config.model.n_layers} deep, {show.count(config.tokens)} tokens, "
-        f"batch {show.count(config.batch_tokens)}, {show.plural(len(chunk.trials), 'trial')}"
-    )
+    shape = f"{config.model.d_model}x{config.model.n_layers}"
+    return f"{shape}, D {show.count(config.tokens)}, B {show.count(config.batch_tokens)}, x{len(chunk.trials)}"
 
 
 class _Share(Watcher):
@@ -98,14 +96,14 @@ class Lines(_Share):
 class Bars(_Share):
     """A bar for the sweep and one for the chunk, on standard error. A context manager."""
 
-    def __init__(self) -> None:
+    def __init__(self, console: Console | None = None) -> None:
         super().__init__()
         self._bars = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=14),
             TextColumn("{task.percentage:3.0f}%"),
             TextColumn("{task.fields[note]}"),
-            console=Console(stderr=True, highlight=False),
+            console=console or Console(stderr=True, highlight=False),
             transient=True,
         )
         self._sweep = self._bars.add_task("sweep", total=1.0, note="")
@@ -133,8 +131,8 @@ class Bars(_Share):
 
     def progress(self, chunk: Chunk, progress: EngineProgress) -> None:
         super().progress(chunk, progress)
-        pace = f"{show.count(progress.tokens_per_s)} tokens/s, " if math.isfinite(progress.tokens_per_s) else ""
-        note = f"{pace}mean loss {show.loss(progress.loss)}"
+        pace = f"{show.count(progress.tokens_per_s)} tok/s, " if math.isfinite(progress.tokens_per_s) else ""
+        note = f"{pace}loss {show.loss(progress.loss)}"
         self._bars.update(self._chunk, completed=progress.step / progress.total_steps, note=note)
         self._update()
 
@@ -147,11 +145,11 @@ class Bars(_Share):
         self._update()
 
     def stopping(self) -> None:
-        self._bars.update(self._chunk, note="stopping; Ctrl-C again to stop at once")
+        self._bars.update(self._chunk, note="stopping; again: at once")
 
     def _update(self) -> None:
         left = self.left_s()
-        eta = f", about {show.seconds(left)} left" if math.isfinite(left) else ""
+        eta = f", {show.seconds(left)} left" if math.isfinite(left) else ""
         share = (self.done + self.now) / self.total if self.total else 1.0
         self._bars.update(self._sweep, completed=share, note=f"{self._trials} of {self._of} trials{eta}")
 

@@ -1,0 +1,85 @@
+"""What a watcher shows."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+import engine
+from experiments import progress, show, store
+from experiments.runner import failed_row, run
+
+from . import fakes
+
+
+def reporting(chunk, folder, on_progress):
+    for step in (5, 10):
+        on_progress(engine.Progress(step, 10, 123_456.0, 2.5, 1.0))
+    if chunk.base.tokens > 2000 and chunk.base.model.d_model == 32:
+        return [failed_row(t, "too hot") for t in chunk.trials]
+    return fakes.trainer(chunk, folder, on_progress)
+
+
+def test_bars_fit_a_terminal_of_80_columns_and_say_what_is_left(tmp_path):
+    plan = fakes.plan()
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=True, width=80, highlight=False, legacy_windows=False)
+    with progress.Bars(console) as bars:
+        run(plan, store.create(tmp_path, plan), trainer=reporting, watcher=bars)
+        bars._bars.refresh()
+        sweep, chunk = bars._bars.tasks
+        assert sweep.completed == pytest.approx(1) and sweep.fields["note"].startswith("24 of 24 trials")
+        assert chunk.fields["note"] == "123k tok/s, loss 2.5000"
+        lines = shown.getvalue().splitlines()
+    assert not any("…" in line for line in lines)
+    assert any("failed (too hot)" in line for line in lines)
+
+
+def test_lines_elsewhere_one_a_chunk_with_the_share_of_the_work(tmp_path, capsys):
+    plan = fakes.plan()
+    run(plan, store.create(tmp_path, plan), trainer=reporting, watcher=progress.Lines())
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(plan.chunks)
+    shares = [int(line.split("%")[0]) for line in lines]
+    done = [sum(c.flops for c in plan.chunks[: i + 1]) / plan.flops for i in range(len(plan.chunks))]
+    assert shares == [pytest.approx(100 * share, abs=0.51) for share in done]
+    assert "about" in lines[0] and "left" in lines[0] and "left" not in lines[-1]
+
+
+def test_nothing_with_json(capsys):
+    with progress.watcher(quiet=True) as watcher:
+        watcher.started(fakes.plan(), fakes.plan().chunks)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "value, said",
+    [
+        (7e9, "7B"), (1.4e12, "1.4T"), (214_663_680, "215M"), (960, "960"), (999_999, "1M"), (25_088, "25.1k"),
+        (1e15, "1000T"), (0, "0"), (float("nan"), "-"),
+    ],
+)  # fmt: skip
+def test_counts(value, said):
+    assert show.count(value) == said
+
+
+@pytest.mark.parametrize("value, said", [(3.1e-4, "3.1e-4"), (0.0099, "9.9e-3"), (0.00999, "1.0e-2"), (1.0, "1.0e0")])
+def test_rates(value, said):
+    assert show.rate(value) == said
+
+
+@pytest.mark.parametrize(
+    "value, said",
+    [(8.4, "8 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min"), (1e6, "11 days 13 h")],
+)
+def test_durations(value, said):
+    assert show.seconds(value) == said
+
+
+def test_json_is_strict():
+    import json
+
+    import numpy as np
+
+    value = {"a": float("nan"), "b": np.float64(2), "c": (np.inf, np.int64(3)), "d": np.array([1.0, np.nan])}
+    assert json.loads(show.as_json(value)) == {"a": None, "b": 2.0, "c": [None, 3], "d": [1.0, None]}
