@@ -41,10 +41,12 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """`encode` of each text; faster than one at a time."""
-        try:
-            return self._encode(texts)
-        except UnicodeEncodeError as error:
-            raise InputError(f"text holds {error.object[error.start]!r}, half a surrogate pair; remove it") from None
+        for text in texts:
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise InputError(f"text holds {text[error.start]!r}, half a surrogate pair; remove it") from None
+        return self._encode(texts)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of [n] ids, separators left out; bytes that are not UTF-8 become U+FFFD."""

@@ -1,6 +1,6 @@
 """A TFDS dataset of text files, in array_record files; TensorFlow is not imported, nothing touches the network.
 
-Importing this module needs tensorflow-datasets and array_record: `prepare` imports it for whoever has them.
+Importing this module needs tensorflow-datasets and array_record, so only `engine.data` does, when it has to.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+import array_record.python.array_record_module  # noqa: F401 (TFDS would miss it only when it reads or writes)
 import tensorflow_datasets as tfds
 
 from engine.corpora.sources import Document, Documents, OnProgress, content_digest

@@ -1,8 +1,8 @@
 """Which files make a corpus, and which of them are held out.
 
 A file is known by its path relative to the corpus's root and by the BLAKE2 digest of its bytes. Files of equal content
-count once (the first path in sorted order), and a hash of the path alone decides the split: no file, and no content,
-is in both splits, and adding a file moves no other.
+count once (the first path in sorted order), and a hash of the path decides the split: no file, and no content, is in
+both splits, and new texts move no other across (but in a corpus so small that none would be held out by its hash).
 """
 
 from __future__ import annotations
