@@ -18,6 +18,7 @@ from experiments.options import nearest
 
 # command -> (module, one line); a command may be two words
 COMMANDS = {
+    "quickstart": ("quickstart", "the whole loop once: ask a law, train a grid, fit, hold out, report"),
     "predict": ("predict", "best learning rate and batch size, or the loss, at any scale"),
     "fit": ("fit", "fit a law to runs"),
     "backtest": ("backtest", "hold out the largest runs: how far off would the law have been?"),
@@ -30,6 +31,7 @@ COMMANDS = {
 
 _TRY = """\
 try:
+  stepseer quickstart
   stepseer predict steplaw --params 7B --tokens 1.4T
   stepseer sweep run tiny --out results
 """

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,19 +19,18 @@ LAWS = ("steplaw", "chinchilla", "farseer")
 QUERY = {"params": 7e9, "tokens": 1.4e12}
 TARGET = "eval_loss"  # of tiny runs: the last training losses are of too few tokens to tell learning rates apart
 RECIPE = "quickstart"
+Stage = Callable[[str], AbstractContextManager[Any]]
 
 
 @dataclass
 class Findings:
     """What the quickstart found, for the terminal, for JSON and for the report."""
 
-    answer: laws.Posterior  # the packaged Step Law posterior
     runs: pd.DataFrame
     posteriors: dict[str, laws.Posterior] = field(default_factory=dict)
     backtests: dict[str, Any] = field(default_factory=dict)
     refusals: list[str] = field(default_factory=list)  # in words: a law that the grid is too small for
     report: Path | None = None
-    seconds: dict[str, float] = field(default_factory=dict)  # by stage
 
 
 def train(out: Path, watcher: Watcher) -> Summary:
@@ -41,31 +40,32 @@ def train(out: Path, watcher: Watcher) -> Summary:
     return runner.run(plan, store.create(out, plan), watcher=watcher)
 
 
-def study(out: Path, say: Callable[[str], None]) -> Findings:
-    """Fits and holds out, on the runs in `out`; says what it is doing. A law that refuses says why, and is left out."""
+def study(out: Path, stage: Stage) -> Findings:
+    """Fits and holds out, on the runs in `out`, then writes out/report.html. A law that refuses says why, and is left out.
+
+    stage: a context manager for each piece of work, given its description; yields what `laws.fit` takes as progress.
+    """
     from laws import report
 
-    found = Findings(laws.load_posterior("steplaw"), laws.load_runs(out))
+    found = Findings(laws.load_runs(out))
     for law in LAWS:
-        began = time.monotonic()
-        say(f"fitting {law}")
         try:
-            found.posteriors[law] = laws.fit(law, found.runs, target=TARGET)
+            with stage(f"fitting {law}") as progress:
+                found.posteriors[law] = laws.fit(law, found.runs, target=TARGET, progress=progress)
         except laws.FitError as error:
             found.refusals.append(f"{law} was not fitted: {error}")
-        say(f"holding out the largest models: {law}")
         try:
-            found.backtests[law] = laws.backtest(law, found.runs, heldout="params", target=TARGET)
+            with stage(f"{law}, the largest models held out"):
+                found.backtests[law] = laws.backtest(law, found.runs, heldout="params", target=TARGET)
         except laws.FitError as error:
-            found.refusals.append(f"{law} was not tested by hold-out: {error}")
-        found.seconds[law] = time.monotonic() - began
-    say("writing the report")
-    found.report = report.write(
-        out / "report.html",
-        found.runs,
-        posteriors=found.posteriors,
-        backtests=found.backtests,
-        notes=found.refusals,
-        target=TARGET,
-    )
+            found.refusals.append(f"{law} was not held out: {error}")
+    with stage("drawing the report"):
+        found.report = report.write(
+            out / "report.html",
+            found.runs,
+            posteriors=found.posteriors,
+            backtests=found.backtests,
+            notes=found.refusals,
+            target=TARGET,
+        )
     return found

@@ -1,9 +1,9 @@
 """The quickstart's grid: 5 sizes, 3 token budgets, 5 learning rates, 3 batch sizes; about 4 minutes on two cores.
 
-Models of 7k to 98k parameters (non-embedding) on the bytes of Python's standard library. All run a batch of 512 tokens;
-the three smallest also a half and twice that, which is enough to see how the best batch moves. The recipe is Step Law's
-(cosine to 1e-5, AdamW), but for two things that runs of a few hundred steps need: a warm-up of a tenth of the steps, and
-initial weights of standard deviation 0.06 (at 0.02 models this narrow stay on a plateau for most of the run).
+Models of 3k to 55k parameters (non-embedding) on the bytes of Python's standard library. All run batches of 128 and 256
+tokens; the three smallest also 512, to see the far side of the best batch. The recipe is Step Law's (cosine to 1e-5,
+AdamW), but for two things that short runs of narrow models need: a warm-up of a tenth of the steps, and initial weights
+of standard deviation 0.06 (at 0.02 they stay on a plateau for much of the run).
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from engine.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from engine.config import replace as with_changes
 from experiments.grid import axis, ladder, prod, trials, where, zip_
 
-WIDTHS = [16, 24, 32, 48, 64]
-HEADS = [1, 1, 2, 3, 4]
+WIDTHS = [12, 16, 24, 32, 48]
+HEADS = [1, 1, 1, 2, 3]
 TOKENS = [2.0**16, 2.0**17, 2.0**18]
-SEQUENCES = [4, 8, 16]  # a batch, of 64 tokens each
-SWEPT_WIDTHS = WIDTHS[:3]  # where every batch size is tried
+SEQUENCES = [2, 4, 8]  # a batch, of 64 tokens each
+LARGE_BATCH_WIDTHS = WIDTHS[:3]  # where the largest batch is tried too
 
 
 def grid() -> list[TrainConfig]:
@@ -34,5 +34,5 @@ def grid() -> list[TrainConfig]:
         axis("batch_size", SEQUENCES),
         axis("optim.lr", ladder(2.0**-9, 2.0**-5, 2)),
     )
-    tried = where(lambda t: t["batch_size"] == SEQUENCES[1] or t["model.d_model"] in SWEPT_WIDTHS, settings)
+    tried = where(lambda t: t["batch_size"] < SEQUENCES[-1] or t["model.d_model"] in LARGE_BATCH_WIDTHS, settings)
     return [with_changes(t, {"optim.warmup_steps": round(t.steps / 10)}) for t in trials(base, tried)]
