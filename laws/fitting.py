@@ -36,7 +36,7 @@ def fit(
     runs: anything `laws.load_runs` takes. target: the loss column to fit ("loss", "eval_loss" in nats per token, "bpc").
     steplaw uses every (lr, batch) run of a cell; the loss laws use the best run of each (params, tokens) cell.
     Runs that did not end well, or without a target loss, are left out and counted in `meta["excluded"]`.
-    num_warmup, num_samples: a chain; more are drawn (up to four times as many) where chains have not mixed. The same
+    num_warmup, num_samples: a chain; more are drawn (up to five times as many) where chains have not mixed. The same
     seed gives the same posterior on the same versions. progress: True for a bar, or a function of (done, total).
     Raises InputError for a bad table, FitError where the data are too few for the law or the diagnostics refuse the fit
     (R-hat over 1.01, fewer than 400 effective draws, more than 1% divergences).

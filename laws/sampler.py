@@ -1,8 +1,8 @@
 """NUTS for a numpyro model, whitened at its mode: float64, vectorized chains, diagnostics that refuse a bad fit.
 
-The model's unconstrained posterior is first maximised; the Cholesky factor of the inverse Hessian there turns it into
-something close to a standard normal, on which NUTS needs few steps whatever the scales and correlations of the
-parameters. Compiled programs are kept per model, so refits of the same shape (cross-validation) start at once.
+The model's unconstrained posterior is first maximised; a factor of the inverse Hessian there turns it into something
+close to a standard normal, and so, once more, does the covariance of a short first run: NUTS then needs few steps
+whatever the scales and correlations of the parameters. Compiled programs are kept per model, so refits of the same shape (cross-validation) start at once.
 float64 holds only inside `jax.enable_x64`: the process's own setting is untouched.
 """
 
@@ -30,6 +30,7 @@ from scipy.stats import norm, rankdata
 from laws.errors import FitError
 
 CHUNK = 50  # iterations a compiled call: between calls progress is reported
+EXTENSIONS = 4  # times that sampling goes on if chains have not mixed
 MAX_RHAT = 1.01
 MIN_ESS = 400.0
 Model = Callable[[dict[str, Any]], None]
@@ -60,7 +61,7 @@ def sample(
 
     data: arrays and numbers, passed to the model. start: constrained values near the mode for any of its sites.
     hold: scales of hierarchical terms, kept at their start while the mode is sought (the joint mode is degenerate).
-    If chains have not mixed, sampling goes on (twice at most); divergences lead to one run with smaller steps.
+    If chains have not mixed, sampling goes on (EXTENSIONS times at most); divergences lead to one run with smaller steps.
     Raises FitError, starting with `name`, if R-hat > 1.01, bulk ESS < 400 or over 1% of draws diverge after that.
     """
     begun = time.perf_counter()
@@ -68,12 +69,14 @@ def sample(
         data = {key: jnp.asarray(value) for key, value in data.items()}
         mode, scale = find_mode(model, data, start, hold, name)
         for accept in (0.8, 0.95):
-            run = _Run(model, data, mode, scale, accept, seed, chains, num_warmup)
+            run = _Run(model, data, mode, scale, accept, seed, chains, num_warmup // 2)
+            run.extend(num_warmup // 2, on_progress)
+            run = run.rewhitened(accept, seed + 1, num_warmup // 2)
             run.extend(num_samples, on_progress)
-            for _ in range(2):
+            for _ in range(EXTENSIONS):
                 if run.rhat <= MAX_RHAT and run.ess >= MIN_ESS:
                     break
-                run.extend(run.draws, on_progress)
+                run.extend(num_samples, on_progress)
             if run.divergences == 0:
                 break
         diverged = run.divergences / (run.draws * chains)
@@ -210,6 +213,16 @@ class _Run:
         self.white: list[np.ndarray] = []
         self.draws, self.divergences, self.mean_steps = 0, 0, 0.0
         self.rhat, self.ess = np.inf, 0.0
+
+    def rewhitened(self, accept: float, seed: int, num_warmup: int) -> _Run:
+        """Fresh chains, whitened by these draws' covariance, shrunk towards the identity by their number."""
+        white = np.concatenate(self.white, axis=1).reshape(-1, self.scale.shape[0])
+        weight = len(white) / (len(white) + white.shape[1])
+        covariance = weight * np.cov(white.T) + (1 - weight) * np.eye(white.shape[1])
+        flat, unravel = ravel_pytree(self.mode)
+        mode = unravel(flat + self.scale @ white.mean(axis=0))
+        scale = self.scale @ np.linalg.cholesky(covariance)
+        return _Run(self.model, self.data, mode, scale, accept, seed, self.state.i.shape[0], num_warmup)
 
     def extend(self, draws: int, on_progress: Callable[[int, int], None] | None) -> None:
         """Adds `draws` draws a chain (after the warm-up, the first time) and renews the diagnostics."""

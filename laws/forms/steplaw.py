@@ -7,12 +7,12 @@ The authors regress the near-optimal settings. Here the loss itself is modelled.
 
     ln L = m_c + excess(ln lr - ln lr*_c, ln B - ln B*_c) + noise,
 
-where the cell's own optimum scatters about the law (`lr_sd`, `batch_sd`) and the excess is a sum of three asymmetric
-bowls (linex functions), each convex with its minimum at the optimum, so their sum is too:
+where the cell's own optimum scatters about the law (`lr_sd`, `batch_sd`) and the excess is a sum of three bowls, each
+convex in the logs with its minimum at the optimum, so their sum is too:
 
-    excess(u, v) = sum_k bend_k^2-normalised linex:  kappa_k (exp(s) - 1 - s) / bend_k^2,   s = bend_k * w_k,
+    excess(u, v) = sum_k kappa_k w_k^2 linex(bend_k w_k),       linex(s) = (exp(s) - 1 - s) / s^2,
     w_1 = u - tilt_1 v   gradient noise: learning rate high for the batch
-    w_2 = v + tilt_2 u   too few steps: batch too large
+    w_2 = v              too few steps: batch too large (a parabola: bend_2 = 0)
     w_3 = u + tilt_3 v   instability: learning rate too high whatever the batch
 
 Curvatures kappa vary from cell to cell and with N and D; tilts and bends vary smoothly with ln N and ln D.
@@ -33,8 +33,9 @@ from laws.errors import FitError
 CITATION = "Li et al. 2025, Predictable Scale: Part I, Step Law, arXiv 2503.04715"
 COLUMNS = ("lr", "batch_tokens")
 QUANTITIES = ("lr", "batch_tokens")
-KEEP = 0.5  # the better share of a cell's runs that is modelled: far from the optimum no simple form holds
-KEEP_AT_LEAST = 12
+# Runs modelled: log loss within WINDOW of the cell's best, and the best KEEP_AT_LEAST: far from the optimum no simple
+# form holds, and the answer does not depend on it.
+WINDOW, KEEP_AT_LEAST = 0.02, 12
 MAX_EXCESS = 0.2  # of log loss: beyond this a run has not trained
 MIN_CELLS, MIN_LRS = 3, 4
 KAPPA_SD, NOISE_SD = 0.3, 0.3  # scatter between cells of ln curvature and of ln noise
@@ -53,7 +54,7 @@ LAW = (
     "form_error",
     "df",
 )
-SHAPE = ("log_kappa", "tilt", "bend")  # each [3] at the data's centre, with slopes *_N and *_D
+SHAPE = ("log_kappa", "tilt", "bend")  # at the data's centre (3, 2 and 2 values), with slopes *_N and *_D
 SITES = LAW + tuple(f"{name}{slope}" for name in SHAPE for slope in ("", "_N", "_D"))
 
 
@@ -66,9 +67,14 @@ def linex(xp: Any, s: Any) -> Any:
 
 
 def excess(xp: Any, u: Any, v: Any, log_kappa: Any, tilt: Any, bend: Any) -> Any:
-    """Log loss above the optimum's. u, v: ln lr - ln lr*, ln B - ln B*; the shape arrays have a last axis of 3."""
-    w = (u - tilt[..., 0] * v, v + tilt[..., 1] * u, u + tilt[..., 2] * v)
-    return sum(xp.exp(log_kappa[..., k]) * w[k] ** 2 * linex(xp, bend[..., k] * w[k]) for k in range(3))
+    """Log loss above the optimum's. u, v: ln lr - ln lr*, ln B - ln B*. log_kappa: last axis of 3; tilt, bend: of 2."""
+    noisy, unstable = u - tilt[..., 0] * v, u + tilt[..., 1] * v
+    k1, k2, k3 = (xp.exp(log_kappa[..., k]) for k in range(3))
+    return (
+        k1 * noisy**2 * linex(xp, bend[..., 0] * noisy)
+        + k2 * v**2 / 2
+        + k3 * unstable**2 * linex(xp, bend[..., 1] * unstable)
+    )
 
 
 # --- data ------------------------------------------------------------------------------------------------------------
@@ -77,8 +83,8 @@ def excess(xp: Any, u: Any, v: Any, log_kappa: Any, tilt: Any, bend: Any) -> Any
 def prepare(runs: pd.DataFrame, target: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """(arrays for the model, facts for the posterior's meta) from finished runs with a target loss.
 
-    Cells with fewer than 4 learning rates are left out; in the others the better half of the runs (at least 12) is
-    used. Raises FitError where fewer than 3 cells remain.
+    Cells with fewer than 4 learning rates are left out; in the others the runs within 2% of the best (and the best 12)
+    are used. Raises FitError where fewer than 3 cells remain.
     """
     cells, small = [], 0
     for (params, tokens), cell in runs.groupby(["params", "tokens"], sort=True):
@@ -87,7 +93,7 @@ def prepare(runs: pd.DataFrame, target: str) -> tuple[dict[str, Any], dict[str, 
             continue
         cell = cell.sort_values(target, kind="stable")
         log_loss = np.log(cell[target].to_numpy())
-        keep = np.arange(len(cell)) < max(KEEP_AT_LEAST, round(KEEP * len(cell)))
+        keep = (log_loss - log_loss[0] < WINDOW) | (np.arange(len(cell)) < KEEP_AT_LEAST)
         keep &= (log_loss - log_loss[0] < MAX_EXCESS) | (np.arange(len(cell)) < MIN_LRS)
         cells.append((params, tokens, cell[keep], log_loss[keep], cell))
     if len(cells) < MIN_CELLS:
@@ -181,13 +187,14 @@ def model(data: dict[str, Any]) -> None:
         optimum = at_center + by_N * n + by_D * d + deviation
         from_optimum.append(data[name] - optimum[:, None])
     shape = {}
-    for name, loc, scale, slope in (
-        ("log_kappa", np.log(0.02), 1.5, 0.5),
-        ("tilt", np.array([0.7, 0.0, 0.0]), 0.5, 0.2),
-        ("bend", np.array([0.5, 0.5, 1.5]), 0.7, 0.2),
+    for name, loc, prior_sd, slope_sd in (
+        ("log_kappa", np.log([0.02] * 3), 1.5, 0.5),
+        ("tilt", np.array([0.7, 0.0]), 0.5, 0.2),
+        ("bend", np.array([0.5, 1.5]), 0.7, 0.2),
     ):
-        by_N, by_D = site(f"{name}_N", 0.0, slope, (3,)), site(f"{name}_D", 0.0, slope, (3,))
-        shape[name] = site(name, loc, scale, (3,)) + by_N * n[:, None] + by_D * d[:, None]
+        size = (len(np.atleast_1d(loc)),)
+        by_N, by_D = site(f"{name}_N", 0.0, slope_sd, size), site(f"{name}_D", 0.0, slope_sd, size)
+        shape[name] = site(name, loc, prior_sd, size) + by_N * n[:, None] + by_D * d[:, None]
     shape["log_kappa"] += KAPPA_SD * site("kappa_cell", 0.0, 1.0, (cells, 3))
     above = excess(jnp, *from_optimum, *(shape[name][:, None, :] for name in SHAPE))
 
@@ -216,10 +223,10 @@ def start(data: dict[str, Any]) -> dict[str, Any]:
     cells = len(data["n"])
     out |= {
         "log_kappa": np.log([0.02, 0.02, 0.01]),
-        "tilt": np.array([0.7, 0.1, 0.2]),
-        "bend": np.array([0.6, 0.5, 1.5]),
+        "tilt": np.array([0.7, 0.2]),
+        "bend": np.array([0.6, 1.5]),
     }
-    out |= {f"{name}_{slope}": np.zeros(3) for name in SHAPE for slope in "ND"}
+    out |= {f"{name}_{slope}": np.zeros_like(out[name]) for name in SHAPE for slope in "ND"}
     out |= {"kappa_cell": np.zeros((cells, 3)), "floor_cell": np.zeros(cells)}
     out |= {"noise": 2e-3, "noise_cell": np.zeros(cells), "form_error": 0.05, "df_above_2": 2.0}
     return out
