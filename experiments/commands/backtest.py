@@ -1,0 +1,53 @@
+"""`stepseer backtest`: hold out the largest runs, fit the rest, and see how far off the law would have been."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import numpy as np
+
+import laws
+from experiments import show
+from experiments.commands.fit import add_runs
+from experiments.options import Parser, one_of
+
+HELDOUT = ("params", "compute")
+
+
+def parser() -> Parser:
+    made = Parser(
+        "backtest",
+        "Hold out the largest runs, fit the law to the others, and compare its prediction with what was measured.",
+        examples="  stepseer backtest chinchilla results\n  stepseer backtest steplaw steplaw-dense --heldout compute",
+    )
+    made.add_argument("law", metavar="LAW", help="steplaw, chinchilla or farseer")
+    add_runs(made)
+    made.add_argument(
+        "--heldout", metavar="BY", default="params", help="hold out the largest params (default) or the most compute"
+    )
+    return made
+
+
+def run(args: argparse.Namespace) -> int:
+    heldout = one_of(args.heldout, HELDOUT, "--heldout")
+    result = laws.backtest(args.law, args.runs, heldout=heldout, target=args.target)
+    if args.json:
+        kept = {name: getattr(result, name) for name in ("law", "heldout", "error", "coverage", "width")}
+        print(show.as_json(kept))
+        return 0
+    rows = [[_cell(name, value) for name, value in row.items()] for row in result.table.to_dict("records")]
+    title = f"{args.law}: the runs of most {heldout} held out"
+    show.console().print(show.table(title, [str(name) for name in result.table.columns], rows, left=0))
+    print(f"mean error {show.percent(result.error)}; interval {show.percent(result.width)} wide")
+    for level, share in result.coverage.items():
+        print(f"{share:.0%} of the measurements inside the {float(level):.0%} interval")
+    return 0
+
+
+def _cell(column: Any, value: Any) -> str:
+    if isinstance(value, (bool, np.bool_)):
+        return "yes" if value else "NO"
+    if isinstance(value, str):
+        return value
+    return show.count(value) if column in ("params", "tokens", "batch_tokens") else f"{value:.4g}"
