@@ -147,6 +147,7 @@ def test_python_without_library_sources_is_told(tmp_path, monkeypatch):
 
 def test_dataset_needs_no_tensorflow_and_no_network_and_says_nothing(tmp_path):
     """The TFDS dataset, made and read in a fresh process that dies at the first connection or name look-up."""
+    pytest.importorskip("tensorflow_datasets")
     texts = write_texts(tmp_path / "texts")
     code = """
 import json, os, sys
@@ -180,6 +181,7 @@ Path(sys.argv[3]).write_text(json.dumps(out))
 
 
 def test_file_that_changes_while_it_is_read_is_refused(tmp_path):
+    pytest.importorskip("tensorflow_datasets")
     from engine.corpora import builder
 
     write_texts(tmp_path / "texts", 5)

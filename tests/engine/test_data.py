@@ -131,6 +131,7 @@ def test_n_windows(n_tokens, windows):
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
+    pytest.importorskip("tensorflow_datasets", reason="corpora of files need tensorflow-datasets")
     monkeypatch.setenv("STEPSEER_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -310,7 +311,7 @@ def test_synthetic(tokenizer, vocab_size):
 
 
 @pytest.mark.parametrize(("name", "train_tokens"), [("bytes", 5e6), ("bpe-1024", 2e6)])
-def test_stdlib(tmp_path_factory, monkeypatch, name, train_tokens):
+def test_stdlib(cache, tmp_path_factory, monkeypatch, name, train_tokens):
     monkeypatch.setenv("STEPSEER_CACHE", str(tmp_path_factory.getbasetemp() / "stdlib-cache"))
     corpus = data.load(DataConfig(tokenizer=name))
     assert len(corpus.train) > train_tokens
