@@ -32,6 +32,11 @@ class Chunk:
     def flops(self) -> float:
         return sum(trial_flops(t) for t in self.trials)
 
+    @cached_property
+    def program(self) -> tuple[str, int]:
+        """What decides its compiled program: structure and number of trials."""
+        return config_lib.structure(self.base), len(self.trials)
+
     @property
     def base(self) -> TrainConfig:
         return self.trials[0]
@@ -63,14 +68,14 @@ class Plan:
     @property
     def programs(self) -> int:
         """Programs to compile: one per cohort and chunk size."""
-        return len({(config_lib.structure(c.base), len(c.trials)) for c in self.chunks})
+        return len({chunk.program for chunk in self.chunks})
 
     @property
     def cohorts(self) -> list[tuple[Chunk, ...]]:
         """Chunks grouped by compiled program, in order."""
         groups: dict[str, list[Chunk]] = {}
         for chunk in self.chunks:
-            groups.setdefault(config_lib.structure(chunk.base), []).append(chunk)
+            groups.setdefault(chunk.program[0], []).append(chunk)
         return [tuple(chunks) for chunks in groups.values()]
 
 
@@ -125,12 +130,12 @@ def estimate(plan: Plan, left: Sequence[Chunk], walls: Mapping[str, float]) -> E
         done = [t for chunk in cohort for t in chunk.trials if math.isfinite(walls.get(t.run_id, math.nan))]
         flops, seconds = sum(map(trial_flops, done)), sum(walls[t.run_id] for t in done)
         if done:
-            rates[config_lib.structure(cohort[0].base)] = flops / seconds
+            rates[cohort[0].program[0]] = flops / seconds
         all_flops, all_seconds, count = all_flops + flops, all_seconds + seconds, count + len(done)
     if not count:
         return Estimate(None, 0)
     overall = all_flops / all_seconds
-    return Estimate(sum(c.flops / rates.get(config_lib.structure(c.base), overall) for c in left), count)
+    return Estimate(sum(c.flops / rates.get(c.program[0], overall) for c in left), count)
 
 
 def trial_flops(config: TrainConfig) -> float:

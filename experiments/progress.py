@@ -58,26 +58,40 @@ def label(chunk: Chunk) -> str:
 
 
 class _Share(Watcher):
-    """How much of the work is done, weighted by FLOPs."""
+    """How much of the work is done, weighted by FLOPs, and how long the rest takes: compiling is timed apart."""
 
     def __init__(self) -> None:
-        self.began = time.monotonic()
         self.total = self.done = self.now = 0.0
+        self.began = self.chunk_began = time.monotonic()
+        self.compiling_s: dict[object, float] = {}  # by program, once its first chunk has reported
+        self.programs: set[object] = set()  # that the run needs
 
     def started(self, plan: Plan, left: Sequence[Chunk]) -> None:
         self.began = time.monotonic()
         self.total = sum(chunk.flops for chunk in left)
+        self.programs = {chunk.program for chunk in left}
+
+    def chunk_started(self, chunk: Chunk) -> None:
+        self.chunk_began = time.monotonic()
 
     def progress(self, chunk: Chunk, progress: EngineProgress) -> None:
+        self.compiling_s.setdefault(chunk.program, time.monotonic() - self.chunk_began)
         self.now = chunk.flops * progress.step / progress.total_steps
 
     def chunk_finished(self, chunk: Chunk, rows: Sequence[Row]) -> None:
         self.done, self.now = self.done + chunk.flops, 0.0
 
+    def share(self) -> float:
+        return (self.done + self.now) / self.total if self.total else 1.0
+
     def left_s(self) -> float:
         """Seconds left at the pace so far; NaN at the start."""
-        share = (self.done + self.now) / self.total if self.total else 1.0
-        return (time.monotonic() - self.began) * (1 / share - 1) if share > 0.005 else math.nan
+        done, compiling = self.done + self.now, sum(self.compiling_s.values())
+        if not (self.compiling_s and done):
+            return math.nan
+        training = time.monotonic() - self.began - compiling
+        to_compile = len(self.programs - self.compiling_s.keys())
+        return training * (self.total - done) / done + to_compile * compiling / len(self.compiling_s)
 
 
 class Lines(_Share):
@@ -85,7 +99,7 @@ class Lines(_Share):
 
     def chunk_finished(self, chunk: Chunk, rows: Sequence[Row]) -> None:
         super().chunk_finished(chunk, rows)
-        share = self.done / self.total
+        share = self.share()
         left = f", about {show.seconds(self.left_s())} left" if share < 1 else ""
         print(f"{share:4.0%}  {label(chunk)}: {_outcome(rows)}{left}", flush=True)
 
@@ -127,6 +141,7 @@ class Bars(_Share):
         self._bars.update(self._chunk, description=stage, completed=done / total, note="", visible=True)
 
     def chunk_started(self, chunk: Chunk) -> None:
+        super().chunk_started(chunk)
         self._bars.update(self._chunk, description=label(chunk), completed=0, total=1.0, note="compiling", visible=True)
 
     def progress(self, chunk: Chunk, progress: EngineProgress) -> None:
@@ -150,8 +165,7 @@ class Bars(_Share):
     def _update(self) -> None:
         left = self.left_s()
         eta = f", {show.seconds(left)} left" if math.isfinite(left) else ""
-        share = (self.done + self.now) / self.total if self.total else 1.0
-        self._bars.update(self._sweep, completed=share, note=f"{self._trials} of {self._of} trials{eta}")
+        self._bars.update(self._sweep, completed=self.share(), note=f"{self._trials} of {self._of} trials{eta}")
 
 
 def _outcome(rows: Sequence[Row]) -> str:

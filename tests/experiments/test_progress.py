@@ -83,3 +83,27 @@ def test_json_is_strict():
 
     value = {"a": float("nan"), "b": np.float64(2), "c": (np.inf, np.int64(3)), "d": np.array([1.0, np.nan])}
     assert json.loads(show.as_json(value)) == {"a": None, "b": 2.0, "c": [None, 3], "d": [1.0, None]}
+
+
+def test_time_left_counts_compiling_apart(monkeypatch):
+    """Two programs of equal compile time, a steady pace: the time left is right from the first report on."""
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    plan = fakes.plan()
+    share = progress._Share()
+    pace, compiling = plan.flops / 100, 40.0
+    share.started(plan, plan.chunks)
+    share.chunk_started(plan.chunks[0])
+    assert share.left_s() != share.left_s()  # NaN: nothing known yet
+    seen = set()
+    for chunk in plan.chunks:
+        share.chunk_started(chunk)
+        clock[0] += 0 if chunk.program in seen else compiling
+        seen.add(chunk.program)
+        for step in range(11):
+            clock[0] += chunk.flops / 10 / pace * (step > 0)
+            share.progress(chunk, engine.Progress(step, 10, 1.0, 2.5, 1.0))
+            if step > 0:
+                assert share.left_s() == pytest.approx(100 + 2 * compiling - clock[0], rel=1e-6, abs=1e-6)
+        share.chunk_finished(chunk, [])
+    assert share.left_s() == 0 and share.share() == pytest.approx(1)
