@@ -12,7 +12,7 @@ from experiments import show
 from experiments.commands.fit import add_runs
 from experiments.options import Parser, one_of
 
-HELDOUT = ("params", "compute")
+HELDOUT = {"params": "the largest models", "compute": "the cells of most compute"}
 
 
 def parser() -> Parser:
@@ -30,16 +30,19 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> int:
-    heldout = one_of(args.heldout, HELDOUT, "--heldout")
-    result = laws.backtest(args.law, args.runs, heldout=heldout, target=args.target)
+    from experiments.progress import bar
+
+    heldout = one_of(args.heldout, tuple(HELDOUT), "--heldout")
+    with bar(f"fitting {args.law} without {HELDOUT[heldout]}", quiet=args.json) as moved:
+        result = laws.backtest(args.law, args.runs, heldout=heldout, target=args.target, progress=moved or False)
     if args.json:
-        kept = {name: getattr(result, name) for name in ("law", "heldout", "error", "coverage", "width")}
-        print(show.as_json(kept))
+        print(show.as_json(result.summary()))
         return 0
     rows = [[_cell(name, value) for name, value in row.items()] for row in result.table.to_dict("records")]
-    title = f"{args.law}: the runs of most {heldout} held out"
+    title = f"{args.law}: {HELDOUT[heldout]} held out"
     show.console().print(show.table(title, [str(name) for name in result.table.columns], rows, left=0))
-    print(f"mean error {show.percent(result.error)}; interval {show.percent(result.width)} wide")
+    kind = "mean regret of the predicted settings" if args.law == "steplaw" else "mean error of the predicted loss"
+    print(f"{kind} {show.percent(result.error)}; 90% intervals {show.percent(result.width)} wide")
     for level, share in result.coverage.items():
         print(f"{share:.0%} of the measurements inside the {float(level):.0%} interval")
     return 0

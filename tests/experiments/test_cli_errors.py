@@ -67,7 +67,10 @@ MISTAKES = [
     ("fit chinchilla {d}/nan.csv --out {d}/x.nc", ["row 3", "loss"]),
     ("fit chinchilla {d} --out {d}/x.nc", ["parts/*.parquet"]),
     ("fit steplaw steplaw-dnse --out {d}/x.nc", ["'steplaw-dnse'", "steplaw-dense"]),
+    ("backtest chinchilla {d}/nan.csv", ["row 3", "loss"]),
+    ("backtest chinchilla {d}/good.csv --heldout size", ["--heldout", "'size'", "params, compute"]),
     # laws
+    ("backtest chinchila {d}/good.csv", ["'chinchila'", "chinchilla"]),
     ("fit chinchila {d}/good.csv --out {d}/x.nc", ["'chinchila'", "chinchilla"]),
     ("fit chinchilla {d}/good.csv --out {d}/x.nc", ["chinchilla"]),  # three runs are too few
     ("fit chinchilla {d}/good.csv --target los --out {d}/x.nc", ["'los'"]),
