@@ -273,9 +273,3 @@ def _check_data(config: TrainConfig, corpus: data.Corpus) -> None:
             f"model.vocab_size {config.model.vocab_size} is less than the {corpus.vocab_size} ids of tokenizer "
             f"{config.data.tokenizer!r}; set model.vocab_size={corpus.vocab_size}"
         )
-    for split, tokens in (("train", corpus.train), ("held-out", corpus.heldout)):
-        if data.n_windows(tokens, config.data.seq_len) < 1:
-            raise InputError(
-                f"the {split} split of corpus {config.data.corpus!r} has {len(tokens)} tokens, less than one sequence "
-                f"of data.seq_len {config.data.seq_len}; lower data.seq_len or add text"
-            )
