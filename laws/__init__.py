@@ -1,6 +1,7 @@
 """Scaling laws fitted to run tables as Bayesian models: load runs, fit, predict, hold out, report.
 
-Names are resolved on first use, so that importing `laws` pulls in neither jax nor the plotting libraries.
+Names are resolved on first use, so that importing `laws` pulls in neither jax nor the plotting libraries. No submodule
+may bear the name of a function below: importing it would take the function's place.
 """
 
 from importlib import import_module
@@ -14,7 +15,7 @@ _HOMES = {
     "FitError": "laws.errors",
     "Posterior": "laws.posterior",
     "load_posterior": "laws.posterior",
-    "backtest": "laws.backtest",
+    "backtest": "laws.holdout",
 }
 __all__ = ["FitError", "InputError", "Posterior", "backtest", "fit", "load_posterior", "load_runs"]
 
@@ -23,5 +24,5 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'laws' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value  # also replaces a submodule of the same name, such as laws.fit
+    globals()[name] = value
     return value

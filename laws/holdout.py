@@ -1,0 +1,202 @@
+"""How far off would a law have been? Hold out the largest scales, fit the rest, predict what was held out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from laws import forms
+from laws.errors import FitError, InputError
+from laws.fitting import fit
+from laws.forms.grid import best_per_cell
+from laws.posterior import Posterior
+from laws.runs import finished, load_runs, require
+
+LEVELS = (0.5, 0.8, 0.9, 0.95)
+LEVEL = 0.9  # of the table's intervals and of `width`
+SAME_SIZE = 0.01  # of ln N: sizes read off a figure differ by rounding
+FRACTION = {"params": 0.2, "compute": 0.25}
+
+
+@dataclass(frozen=True)
+class Backtest:
+    """A hold-out of the largest scales.
+
+    error: of a loss law, the mean absolute relative error of the predicted median; of steplaw, the mean regret: by how
+    much the loss of the tried (lr, batch) nearest to the predicted one, in the logarithms, exceeds the cell's best,
+    relatively. coverage: "0.5", "0.8", "0.9", "0.95" -> fraction of measurements inside that central predictive
+    interval; of steplaw the measurements are the best lr and batch size that each cell tried, which lie on a grid.
+    width: mean width of the 90% intervals relative to the measurement.
+    table: a row a measurement: params, tokens, quantity, measured, median, low, high (90%), inside; steplaw: regret.
+    posterior: fitted to the runs that were kept.
+    """
+
+    law: str
+    heldout: str
+    target: str
+    error: float
+    coverage: dict[str, float]
+    width: float
+    table: pd.DataFrame
+    posterior: Posterior
+
+    def summary(self) -> dict[str, Any]:
+        """What fits in JSON: law, heldout, error, coverage, width, cells."""
+        return {
+            "law": self.law,
+            "heldout": self.heldout,
+            "target": self.target,
+            "error": self.error,
+            "coverage": self.coverage,
+            "width": self.width,
+            "cells": len(self.table[["params", "tokens"]].drop_duplicates()),
+        }
+
+
+def backtest(
+    law: str,
+    runs: Any,
+    *,
+    heldout: str = "params",
+    fraction: float | None = None,
+    target: str = "loss",
+    recipe: str | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Backtest:
+    """Fits `law` without the largest scales and predicts them.
+
+    heldout: "params", the largest model sizes (`fraction` of the distinct sizes, a fifth by default, at least one), or
+    "compute", the (params, tokens) cells of most compute 6 N D (a quarter by default). Loss laws are judged at the best
+    run of each cell; steplaw by its cells that tried four learning rates or more. options: of `laws.fit`.
+    Raises InputError for a bad argument or table, FitError if what is left is too little for the law.
+    """
+    form = forms.get(law)
+    if heldout not in FRACTION:
+        raise InputError(f"heldout must be 'params' or 'compute', got {heldout!r}")
+    share = FRACTION[heldout] if fraction is None else fraction
+    if not 0 < share < 1:
+        raise InputError(f"fraction must be between 0 and 1, got {share:g}; give 0.2 to hold out a fifth")
+    table = load_runs(runs, recipe=recipe)
+    require(table, ("params", "tokens", target, *form.COLUMNS), law)
+    done = finished(table)
+    done = done[np.isfinite(done[target])]
+    cells = _judged(law, done, target)
+    out, words = _held_out(cells, heldout, share, law)
+    if heldout == "params":
+        kept = table[table["params"] < out["params"].min()]
+    else:
+        kept = table[~_in(table, out)]
+    kept = kept.reset_index(drop=True)
+    kept.attrs = dict(table.attrs)
+    if kept.empty:
+        raise FitError(f"{law}: no runs are left with {words} held out: give runs of smaller models too")
+    try:
+        posterior = fit(law, kept, target=target, seed=seed, **options)
+    except FitError as error:
+        raise FitError(f"with {words} held out, {error}") from None
+    judge = _judge_optimum if law == "steplaw" else _judge_loss
+    rows, hits = judge(posterior, out, done, target)
+    if law == "steplaw":
+        off = rows.drop_duplicates(["params", "tokens"])["regret"]
+    else:
+        off = (rows["median"] / rows["measured"] - 1).abs()
+    return Backtest(
+        law=law,
+        heldout=heldout,
+        target=target,
+        error=float(off.mean()),
+        coverage={f"{level:g}": float(np.mean(hit)) for level, hit in hits.items()},
+        width=float(((rows["high"] - rows["low"]) / rows["measured"]).mean()),
+        table=rows,
+        posterior=posterior,
+    )
+
+
+def _judged(law: str, done: pd.DataFrame, target: str) -> pd.DataFrame:
+    """The cells that can be held out: params, tokens and the best target."""
+    if law != "steplaw":
+        return best_per_cell(done, target)
+    from laws.forms.steplaw import MIN_LRS
+
+    swept = done.groupby(["params", "tokens"])["lr"].transform("nunique") >= MIN_LRS
+    if not swept.any():
+        raise FitError(
+            f"steplaw: no (params, tokens) cell tried {MIN_LRS} learning rates: sweep the rate at some sizes"
+        )
+    return best_per_cell(done[swept], target)
+
+
+def _held_out(cells: pd.DataFrame, heldout: str, share: float, law: str) -> tuple[pd.DataFrame, str]:
+    """The cells to hold out, and words for them."""
+    if heldout == "params":
+        sizes = np.sort(cells["params"].unique())
+        sizes = sizes[np.diff(np.log(sizes), prepend=-np.inf) > SAME_SIZE]
+        n = max(1, round(share * len(sizes)))
+        if len(sizes) < 2:
+            raise FitError(f"{law}: one model size only, none can be held out: train at least one more")
+        words = f"the largest {n} of {len(sizes)} sizes" if n > 1 else f"the largest of {len(sizes)} sizes"
+        return cells[cells["params"] >= sizes[-n]].reset_index(drop=True), words
+    n = max(1, round(share * len(cells)))
+    if len(cells) < 2:
+        raise FitError(f"{law}: one (params, tokens) cell only, none can be held out: train more sizes and budgets")
+    order = np.argsort(6.0 * cells["params"] * cells["tokens"], kind="stable")
+    words = f"the {n} of {len(cells)} cells with most compute"
+    return cells.iloc[np.sort(order[-n:])].reset_index(drop=True), words
+
+
+def _in(table: pd.DataFrame, cells: pd.DataFrame) -> np.ndarray:
+    keys = pd.MultiIndex.from_frame(table[["params", "tokens"]])
+    return keys.isin(pd.MultiIndex.from_frame(cells[["params", "tokens"]]))
+
+
+Judged = tuple[pd.DataFrame, dict[float, np.ndarray]]
+
+
+def _judge_loss(posterior: Posterior, cells: pd.DataFrame, done: pd.DataFrame, target: str) -> Judged:
+    loss = posterior.predict(params=cells["params"].to_numpy(), tokens=cells["tokens"].to_numpy()).loss
+    measured = cells[target].to_numpy()
+    rows = cells[["params", "tokens"]].assign(quantity=target, **_columns(loss, measured))
+    return rows, {level: _inside(loss, measured, level) for level in LEVELS}
+
+
+def _judge_optimum(posterior: Posterior, cells: pd.DataFrame, done: pd.DataFrame, target: str) -> Judged:
+    predicted = posterior.predict(params=cells["params"].to_numpy(), tokens=cells["tokens"].to_numpy())
+    tried = [done[(done["params"] == c.params) & (done["tokens"] == c.tokens)] for c in cells.itertuples()]
+    best = pd.DataFrame([runs.iloc[int(np.argmin(runs[target]))] for runs in tried])
+    # Runs that diverged have no loss: the nearest run is sought among those that finished.
+    nearest = [
+        runs.iloc[int(np.argmin(np.log(runs["lr"] / lr) ** 2 + np.log(runs["batch_tokens"] / batch) ** 2))]
+        for runs, lr, batch in zip(tried, predicted.lr.median, predicted.batch_tokens.median)
+    ]
+    regret = np.array([run[target] for run in nearest]) / best[target].to_numpy() - 1
+    rows: list[pd.DataFrame] = []
+    hits: dict[float, list[np.ndarray]] = {level: [] for level in LEVELS}
+    for quantity in ("lr", "batch_tokens"):
+        answer, measured = getattr(predicted, quantity), best[quantity].to_numpy()
+        varied = np.array([runs[quantity].nunique() > 1 for runs in tried])
+        columns = cells[["params", "tokens"]].assign(quantity=quantity, **_columns(answer, measured), regret=regret)
+        rows.append(columns[varied])
+        for level in LEVELS:
+            hits[level].append(_inside(answer, measured, level)[varied])
+    table = pd.concat(rows).sort_values(["params", "tokens"], kind="stable").reset_index(drop=True)
+    return table, {level: np.concatenate(hit) for level, hit in hits.items()}
+
+
+def _columns(answer: Any, measured: np.ndarray) -> dict[str, Any]:
+    low, high = answer.interval(LEVEL)
+    return {
+        "measured": measured,
+        "median": answer.median,
+        "low": low,
+        "high": high,
+        "inside": _inside(answer, measured, LEVEL),
+    }
+
+
+def _inside(answer: Any, measured: np.ndarray, level: float) -> np.ndarray:
+    low, high = answer.interval(level)
+    return (low <= measured) & (measured <= high)
