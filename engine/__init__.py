@@ -2,7 +2,7 @@
 
 from engine.config import DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from engine.errors import InputError
-from engine.loop import Progress, Result, train, train_population
+from engine.loop import Progress, Result, check, train, train_population
 from engine.model import init, logits
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Progress",
     "Result",
     "TrainConfig",
+    "check",
     "init",
     "logits",
     "train",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import math
@@ -33,6 +34,11 @@ HYPERS = (
     "init_std",
     "seed",
 )
+
+
+@functools.cache
+def _hints(cls: Any) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def _require(ok: bool, message: str) -> None:
@@ -231,7 +237,7 @@ def _canonical(values: dict[str, Any]) -> str:
 
 def from_dict(values: dict[str, Any], cls: Any = TrainConfig, prefix: str = "") -> Any:
     """The inverse of `to_dict`. Raises InputError on an unknown field or a value of the wrong type."""
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     kwargs = {}
     for name, value in values.items():
         if name not in hints:
@@ -258,7 +264,7 @@ def field_names(cls: Any = TrainConfig, prefix: str = "") -> list[str]:
     """Dotted names of all fields, such as 'optim.lr'."""
     names: list[str] = []
     hint: Any
-    for name, hint in typing.get_type_hints(cls).items():
+    for name, hint in _hints(cls).items():
         names += field_names(hint, f"{prefix}{name}.") if dataclasses.is_dataclass(hint) else [prefix + name]
     return names
 

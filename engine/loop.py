@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from engine import checkpoint, data, population, step
 from engine import config as config_lib
@@ -19,6 +20,7 @@ from engine import model as model_lib
 from engine import row as row_lib
 from engine.config import TrainConfig
 from engine.errors import InputError
+from engine.optim import Hyper
 
 MAX_CALL_STEPS = 32  # steps of one call at most; fewer when a batch is large or a step takes long
 CALL_TOKENS = 2**18  # tokens on the device per call, at most (or one batch)
@@ -68,36 +70,35 @@ def train_population(
     """Trains len(hypers) models as one compiled program, all on the same batches; results in the same order.
 
     hypers: per trial, dotted names of `config.HYPERS` to numbers; the rest is `config`'s. folder: checkpoints, every
-    save_every_s seconds and at the end; with one there the run goes on from it, bit for bit as if never stopped.
+    save_every_s seconds, at the end, and before an exception of on_progress is passed on; with one there the run goes on
+    from it, bit for bit as if never stopped.
     A trial whose loss or gradient stops being finite freezes and is reported as diverged; the others are untouched.
     Raises InputError for impossible configs, data that can't be had, or a folder that holds something else.
     """
     started = time.monotonic()
-    trials = population.trial_configs(config, hypers)
-    corpus = data.load(config.data)
-    _check_data(config, corpus)
-    mesh = mesh_lib.make_mesh(config.mesh, n_trials=len(trials), batch_size=config.batch_size)
-    hyper_G = jax.device_put(population.stack_hypers(trials), mesh_lib.trial_sharding(mesh))
-    horizons = np.asarray([t.steps for t in trials])
-    history = _History(int(horizons.max()), len(trials))
+    job = _prepare(config, hypers)
+    history = _History(job.steps, len(job.trials))
     with checkpoint.Checkpoints(folder) if folder is not None else nullcontext() as store:
-        state, elapsed = _start(store, trials, mesh, hyper_G, history)
-        state = _advance(
-            state, history, config, corpus.train, mesh, hyper_G, horizons, store, save_every_s, on_progress,
-            lambda: {**_identity(trials), "elapsed_s": elapsed + time.monotonic() - started},
-        )  # fmt: skip
-    eval_loss_G = evaluate(config, mesh, state.params, corpus.heldout)
+        state, elapsed = _start(job, store, history)
+
+        def save(state: step.State) -> None:
+            if store is not None:
+                meta = {**job.identity(), "elapsed_s": elapsed + time.monotonic() - started}
+                store.save(checkpoint.Saved(history.steps, state, history.so_far(), meta))
+
+        state = _advance(job, state, history, save, save_every_s, on_progress)
+    eval_loss_G = evaluate(config, job.mesh, state.params, job.corpus.heldout)
     params_G = jax.device_get(state.params)
-    wall_s = (elapsed + time.monotonic() - started) / len(trials)
+    wall_s = (elapsed + time.monotonic() - started) / len(job.trials)
     where = Path(folder) if folder is not None else None
     results = []
-    for g, trial in enumerate(trials):
+    for g, trial in enumerate(job.trials):
         metrics = {name: values[: trial.steps, g] for name, values in history.so_far().items()}
         row = row_lib.make_row(
             trial,
             losses=metrics["loss"],
             eval_loss=float(eval_loss_G[g]),
-            chars_per_token=corpus.heldout_chars_per_token,
+            chars_per_token=job.corpus.heldout_chars_per_token,
             diverged_at=_diverged_at(metrics),
             wall_s=wall_s,
         )
@@ -106,88 +107,116 @@ def train_population(
     return results
 
 
-def _identity(trials: Sequence[TrainConfig]) -> dict[str, Any]:
-    return {"trials": [t.run_id for t in trials], "configs": [config_lib.to_dict(t) for t in trials]}
+def check(config: TrainConfig, *, n_trials: int = 1) -> None:
+    """Raises the InputError that training `config` with n_trials trials would start with, without training."""
+    mesh_lib.state_sharding(_prepare(config, [{}] * n_trials).mesh, config.model)
 
 
-def _start(
-    store: checkpoint.Checkpoints | None, trials: Sequence[TrainConfig], mesh: Any, hyper_G: Any, history: _History
-) -> tuple[step.State, float]:
+@dataclass(frozen=True)
+class _Job:
+    """What to train, on what, where."""
+
+    config: TrainConfig
+    trials: list[TrainConfig]
+    corpus: data.Corpus
+    mesh: Mesh
+    hyper_G: Hyper
+
+    @property
+    def horizons(self) -> np.ndarray:
+        return np.asarray([t.steps for t in self.trials])
+
+    @property
+    def steps(self) -> int:
+        return int(self.horizons.max())
+
+    def identity(self) -> dict[str, Any]:
+        return {"trials": [t.run_id for t in self.trials], "configs": [config_lib.to_dict(t) for t in self.trials]}
+
+
+def _prepare(config: TrainConfig, hypers: Sequence[Mapping[str, float]]) -> _Job:
+    trials = population.trial_configs(config, hypers)
+    corpus = data.load(config.data)
+    if corpus.vocab_size > config.model.vocab_size:
+        raise InputError(
+            f"model.vocab_size {config.model.vocab_size} is less than the {corpus.vocab_size} ids of tokenizer "
+            f"{config.data.tokenizer!r}; set model.vocab_size={corpus.vocab_size}"
+        )
+    mesh = mesh_lib.make_mesh(config.mesh, n_trials=len(trials), batch_size=config.batch_size)
+    hyper_G = jax.device_put(population.stack_hypers(trials), mesh_lib.trial_sharding(mesh))
+    return _Job(config, trials, corpus, mesh, hyper_G)
+
+
+def _start(job: _Job, store: checkpoint.Checkpoints | None, history: _History) -> tuple[step.State, float]:
     """The state to go on from and the seconds spent before: the last good checkpoint's (filling history), or new."""
     if store is not None:
-        shapes = jax.eval_shape(lambda: population.init_state(mesh, trials, hyper_G))
         target = jax.tree.map(
             lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
-            shapes,
-            mesh_lib.state_sharding(mesh, trials[0].model),
+            jax.eval_shape(lambda: population.init_state(job.mesh, job.trials, job.hyper_G)),
+            mesh_lib.state_sharding(job.mesh, job.config.model),
         )
-        saved = store.restore(target, trials=_identity(trials)["trials"])
+        saved = store.restore(target, trials=job.identity()["trials"])
         if saved is not None:
             history.extend(saved.history)
             return saved.state, saved.meta["elapsed_s"]
-    return population.init_state(mesh, trials, hyper_G), 0.0
+    return population.init_state(job.mesh, job.trials, job.hyper_G), 0.0
 
 
 def _advance(
+    job: _Job,
     state: step.State,
     history: _History,
-    config: TrainConfig,
-    train_tokens: np.ndarray,
-    mesh: Any,
-    hyper_G: Any,
-    horizons: np.ndarray,
-    store: checkpoint.Checkpoints | None,
+    save: Callable[[step.State], None],
     save_every_s: float,
     on_progress: Callable[[Progress], None] | None,
-    meta: Callable[[], dict[str, Any]],
 ) -> step.State:
-    """From history.steps to the last horizon. The hot loop: no transfer but the batches in and late metrics out."""
-    run_steps = population.compiled_train_steps(step.program(config), mesh)
-    call_steps = max(1, min(MAX_CALL_STEPS, CALL_TOKENS // config.batch_tokens))
-    batch_sharding = mesh_lib.batch_sharding(mesh, steps_axis=True)
-    tokens_per_step = config.batch_tokens * len(horizons)
-    total = int(horizons.max())
-    pace = _Pace()
-    done = saved_step = history.steps
-    last_save = time.monotonic()
-    pending: tuple[step.Metrics, int] | None = None  # of the last call; read after the next is dispatched
+    """From history.steps to the last horizon. The hot loop: no transfer but the batches in and late metrics out.
 
-    def read(metrics: step.Metrics, n: int) -> None:
-        history.extend({name: rows[:n] for name, rows in jax.device_get(metrics)._asdict().items()})
-        pace.mark(history.steps)
-        if on_progress is not None:
-            on_progress(history.progress(pace, tokens_per_step))
+    Saves every save_every_s, at the end, and before passing on what on_progress raises (a request to stop).
+    """
+    config, seq_len = job.config, job.config.data.seq_len
+    run_steps = population.compiled_train_steps(step.program(config), job.mesh)
+    call_steps = max(1, min(MAX_CALL_STEPS, CALL_TOKENS // config.batch_tokens))
+    pace = _Pace()
+    done = saved = history.steps
+    last_save = time.monotonic()
+    unread: list[tuple[step.Metrics, int]] = []  # of the last call; read after the next is dispatched
+
+    def read_all_but(kept: int) -> None:
+        while len(unread) > kept:
+            metrics, n = unread.pop(0)
+            history.extend({name: rows[:n] for name, rows in jax.device_get(metrics)._asdict().items()})
+            pace.mark(history.steps)
 
     with jax.transfer_guard("disallow"):
-        while done < total and not history.all_over(horizons):
-            n = min(pace.steps_within(CALL_SECONDS), call_steps, total - done)
-            batches = np.zeros((call_steps, config.batch_size, config.data.seq_len + 1), np.int32)
+        while done < job.steps and not history.all_over(job.horizons):
+            n = min(pace.steps_within(CALL_SECONDS), call_steps, job.steps - done)
+            batches = np.zeros((call_steps, config.batch_size, seq_len + 1), np.int32)
             for k in range(n):
                 batches[k] = data.batch(
-                    train_tokens,
-                    seq_len=config.data.seq_len,
-                    batch_size=config.batch_size,
-                    seed=config.data.seed,
-                    k=done + k,
+                    job.corpus.train, seq_len=seq_len, batch_size=config.batch_size, seed=config.data.seed, k=done + k
                 )
-            device_batches = jax.device_put(batches, batch_sharding)
-            state, metrics = run_steps(
-                state, device_batches, jax.device_put(np.int32(n), mesh_lib.replicated(mesh)), hyper_G
-            )
-            if pending is not None:
-                read(*pending)
-            pending = (metrics, n)
+            device_batches = jax.device_put(batches, mesh_lib.batch_sharding(job.mesh, steps_axis=True))
+            device_n = jax.device_put(np.int32(n), mesh_lib.replicated(job.mesh))
+            state, metrics = run_steps(state, device_batches, device_n, job.hyper_G)
+            unread.append((metrics, n))
             done += n
-            if done == total or (store is not None and time.monotonic() - last_save > save_every_s):
-                read(*pending)
-                pending = None
-            if store is not None and pending is None:
-                store.save(checkpoint.Saved(done, state, history.so_far(), meta()))
-                last_save, saved_step = time.monotonic(), done
-        if pending is not None:
-            read(*pending)
-    if store is not None and saved_step < done:
-        store.save(checkpoint.Saved(done, state, history.so_far(), meta()))
+            read_all_but(0 if done == job.steps else 1)
+            stop = None
+            if on_progress is not None and history.steps:
+                try:
+                    on_progress(history.progress(pace, config.batch_tokens * len(job.trials)))
+                except BaseException as request:
+                    stop = request
+            if stop is not None or time.monotonic() - last_save > save_every_s:
+                read_all_but(0)
+                save(state)
+                saved, last_save = done, time.monotonic()
+            if stop is not None:
+                raise stop
+        read_all_but(0)
+    if saved < done:
+        save(state)
     return state
 
 
@@ -265,11 +294,3 @@ def _diverged_at(metrics: Mapping[str, np.ndarray]) -> int | None:
     """First of a trial's own steps with a non-finite loss or gradient."""
     bad = np.flatnonzero(~(np.isfinite(metrics["loss"]) & np.isfinite(metrics["grad_norm"])))
     return int(bad[0]) if len(bad) else None
-
-
-def _check_data(config: TrainConfig, corpus: data.Corpus) -> None:
-    if corpus.vocab_size > config.model.vocab_size:
-        raise InputError(
-            f"model.vocab_size {config.model.vocab_size} is less than the {corpus.vocab_size} ids of tokenizer "
-            f"{config.data.tokenizer!r}; set model.vocab_size={corpus.vocab_size}"
-        )

@@ -41,7 +41,7 @@ def train(out: Path, watcher: Watcher) -> Summary:
 
 
 def study(out: Path, stage: Stage) -> Findings:
-    """Fits and holds out, on the runs in `out`, then writes out/report.html. A law that refuses says why, and is left out.
+    """Fits and holds out, on the runs in `out`, then writes out/report.html. A law that refuses says why.
 
     stage: a context manager for each piece of work, given its description; yields what `laws.fit` takes as progress.
     """

@@ -119,11 +119,15 @@ def run(
 
 
 def check_data(trials: Sequence[TrainConfig], watcher: Watcher) -> None:
-    """Builds or finds the corpora that the trials need; raises InputError for data that can't be had."""
+    """Builds or finds the corpora that the trials need; raises InputError for data or a mesh that can't be had."""
+    import engine
+    from engine import config as config_lib
     from engine import data
 
-    for config in {t.data: t.data for t in trials}.values():
-        data.load(config, watcher.preparing)
+    for corpus in {t.data for t in trials}:
+        data.load(corpus, watcher.preparing)
+    for trial in {config_lib.structure(t): t for t in trials}.values():
+        engine.check(trial)
 
 
 def _rows(chunk: Chunk, store: Store, trainer: Trainer, watcher: Watcher, stop: threading.Event) -> Sequence[Row]:

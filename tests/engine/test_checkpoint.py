@@ -69,6 +69,13 @@ def test_interrupted_and_resumed_equals_undisturbed(tiny, undisturbed, tmp_path)
     same(engine.train_population(tiny, HYPERS, folder=tmp_path), undisturbed)  # finished: nothing left to train
 
 
+def test_a_request_to_stop_saves_first(tiny, undisturbed, tmp_path):
+    with pytest.raises(Stop):
+        engine.train_population(tiny, HYPERS, folder=tmp_path, on_progress=stop_at(10))
+    assert steps_in(tmp_path)[0] >= 10
+    same(engine.train_population(tiny, HYPERS, folder=tmp_path), undisturbed)
+
+
 def test_resumes_on_another_mesh(tiny, undisturbed, tmp_path):
     interrupt(tiny, tmp_path)
     elsewhere = config_lib.replace(tiny, {"mesh.trial": 2, "mesh.fsdp": 2})
