@@ -70,7 +70,7 @@ def train_population(
     """Trains len(hypers) models as one compiled program, all on the same batches; results in the same order.
 
     hypers: per trial, dotted names of `config.HYPERS` to numbers; the rest is `config`'s. folder: checkpoints, every
-    save_every_s seconds, at the end, and before an exception of on_progress is passed on; with one there the run goes on
+    save_every_s seconds, at the end, and before passing on what on_progress raises; with one there the run goes on
     from it, bit for bit as if never stopped.
     A trial whose loss or gradient stops being finite freezes and is reported as diverged; the others are untouched.
     Raises InputError for impossible configs, data that can't be had, or a folder that holds something else.

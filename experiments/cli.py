@@ -22,6 +22,7 @@ COMMANDS = {
     "predict": ("predict", "best learning rate and batch size, or the loss, at any scale"),
     "fit": ("fit", "fit a law to runs"),
     "backtest": ("backtest", "hold out the largest runs: how far off would the law have been?"),
+    "report": ("report", "every law, hold-outs and pictures on one HTML page"),
     "train": ("train", "train one model"),
     "sweep plan": ("sweep_plan", "what a grid would run, and what it would cost"),
     "sweep run": ("sweep_run", "run a grid; run it again to go on"),

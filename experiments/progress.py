@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -48,6 +48,19 @@ def bar(description: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task(description, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+def stages(*, quiet: bool) -> Callable[[str], AbstractContextManager[Callable[[int, int], None] | bool]]:
+    """For work of several stages: called with a stage's description, a context with its bar, or a line printed."""
+
+    @contextmanager
+    def stage(description: str) -> Iterator[Callable[[int, int], None] | bool]:
+        with bar(f"   {description}", quiet=quiet) as moved:
+            if moved is None and not quiet:
+                print(f"   {description}", flush=True)
+            yield moved or False
+
+    return stage
 
 
 def label(chunk: Chunk) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import laws
-from experiments import show
+from experiments import compile_cache, show
 from experiments.commands.fit import add_runs
 from experiments.options import Parser, one_of
 
@@ -32,6 +32,7 @@ def parser() -> Parser:
 def run(args: argparse.Namespace) -> int:
     from experiments.progress import bar
 
+    compile_cache.use()
     heldout = one_of(args.heldout, tuple(HELDOUT), "--heldout")
     with bar(f"fitting {args.law} without {HELDOUT[heldout]}", quiet=args.json) as moved:
         result = laws.backtest(args.law, args.runs, heldout=heldout, target=args.target, progress=moved or False)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 import laws
-from experiments import show
+from experiments import compile_cache, show
 from experiments.errors import InputError
 from experiments.options import Parser
 
@@ -44,6 +44,7 @@ def add_runs(made: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     from experiments.progress import bar
 
+    compile_cache.use()
     out = Path(args.out).expanduser()
     refuse_unwritable(out, "--out")
     with bar(f"fitting {args.law}", quiet=args.json) as moved:

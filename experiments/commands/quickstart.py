@@ -5,17 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import laws
-from experiments import progress, quickstart, show
+from experiments import compile_cache, progress, quickstart, show
 from experiments.commands.sweep_run import interrupted
 from experiments.options import Parser
+from experiments.study import Findings
 
 
 def parser() -> Parser:
@@ -42,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
         for warning in answer.warnings:
             print(f"   note: {warning}")
         print("\n2. A grid of real models on the source of Python's standard library, into " + str(out))
+    compile_cache.use()
     with progress.watcher(quiet=quiet) as watcher:
         summary = quickstart.train(out, watcher)
     if summary.interrupted:
@@ -51,14 +51,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"   {show.plural(summary.trials, 'trial')}{diverged}, in {show.seconds(summary.wall_s)}\n")
         print("3. Step Law, Chinchilla and Farseer fitted to them, with and without the largest models")
 
-    @contextmanager
-    def stage(description: str) -> Iterator[Any]:
-        with progress.bar(f"   {description}", quiet=quiet) as moved:
-            if moved is None and not quiet:
-                print(f"   {description}", flush=True)
-            yield moved or False
-
-    found = quickstart.study(out, stage)
+    found = quickstart.study(out, progress.stages(quiet=quiet))
     if quiet:
         print(show.as_json(_as_json(found, answer, summary, time.monotonic() - began)))
     else:
@@ -72,7 +65,7 @@ def _scale(query: dict[str, float]) -> str:
     return f"{show.count(query['params'])} parameters and {show.count(query['tokens'])} tokens"
 
 
-def _print(found: quickstart.Findings) -> None:
+def _print(found: Findings) -> None:
     console = show.console()
     for law, test in found.backtests.items():
         console.print(show.table(*_heldout_table(law, test)))
@@ -97,7 +90,7 @@ def _heldout_table(law: str, test: Any) -> tuple[str, list[str], list[list[str]]
     return title, ["N", "tokens", "measured", "predicted", "90% interval", "inside"], rows
 
 
-def _as_json(found: quickstart.Findings, answer: Any, summary: Any, seconds: float) -> dict[str, Any]:
+def _as_json(found: Findings, answer: Any, summary: Any, seconds: float) -> dict[str, Any]:
     def interval(quantity: Any) -> dict[str, float]:
         low, high = quantity.interval(0.9)
         return {"median": float(np.asarray(quantity.median)), "low": float(low), "high": float(high), "level": 0.9}

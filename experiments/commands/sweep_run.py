@@ -6,7 +6,7 @@ import argparse
 import sys
 from dataclasses import asdict
 
-from experiments import progress, runner, show, store
+from experiments import compile_cache, progress, runner, show, store
 from experiments.commands.sweep_plan import add_grid, read_grid
 from experiments.options import Parser
 
@@ -27,6 +27,7 @@ def run(args: argparse.Namespace) -> int:
     plan = read_grid(args, existing=store.existing(args.out))
     if plan.repeats and not args.json:
         print(f"{show.plural(plan.repeats, 'trial')} left out: the same config as another")
+    compile_cache.use()
     with progress.watcher(quiet=args.json) as watcher:
         runner.check_data(plan.trials, watcher)
         folder = store.create(args.out, plan)

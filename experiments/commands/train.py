@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import config as config_lib
+from experiments import compile_cache, progress, recipes, runner, show, store
 from experiments import plan as plan_lib
-from experiments import progress, recipes, runner, show, store
 from experiments.commands.sweep_run import interrupted
 from experiments.options import Parser, settings
 from experiments.plan import Chunk
@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     plan = plan_lib.make_plan(args.recipe, [config])
     if args.out:
         store.existing(args.out)  # refuses a folder of something else before anything is built
+    compile_cache.use()
     with tempfile.TemporaryDirectory() as scratch:
         with progress.watcher(quiet=args.json) as watcher:
             runner.check_data(plan.trials, watcher)

@@ -1,0 +1,40 @@
+"""`stepseer report`: everything the laws say about a run table, on one page with pictures."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from experiments import compile_cache, show
+from experiments.commands.fit import add_runs, refuse_unwritable
+from experiments.options import Parser
+from experiments.progress import stages
+from experiments.study import study
+
+
+def parser() -> Parser:
+    made = Parser(
+        "report",
+        "Fit every law that the runs allow, hold out the largest models, and write one HTML page with pictures.",
+        examples="  stepseer report results --target eval_loss\n  stepseer report steplaw-dense --out dense.html",
+    )
+    add_runs(made)
+    made.add_argument("--out", metavar="FILE", default="report.html", help="the page (default ./report.html)")
+    return made
+
+
+def run(args: argparse.Namespace) -> int:
+    out = Path(args.out).expanduser()
+    refuse_unwritable(out, "--out")
+    compile_cache.use()
+    title = f"Scaling laws of {args.runs}"
+    found = study(args.runs, out, target=args.target, title=title, stage=stages(quiet=args.json))
+    if args.json:
+        heldout = {law: test.summary() for law, test in found.backtests.items()}
+        fitted = {law: post.meta["diagnostics"] for law, post in found.posteriors.items()}
+        print(show.as_json({"out": str(out), "fitted": fitted, "heldout": heldout, "refusals": found.refusals}))
+    else:
+        for refusal in found.refusals:
+            print(f"note: {refusal}")
+        print(f"{show.plural(len(found.runs), 'run')}, {', '.join(found.posteriors) or 'no law'} fitted: {out}")
+    return 0

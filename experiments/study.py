@@ -1,0 +1,58 @@
+"""All that the laws say about a run table: fits, hold-outs of the largest models, and the report with pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+import laws
+
+LAWS = ("steplaw", "chinchilla", "farseer")
+Stage = Callable[[str], AbstractContextManager[Any]]
+
+
+@dataclass
+class Findings:
+    """Posteriors and hold-outs by law; a law that refused the runs is in neither, and in `refusals`, in words."""
+
+    runs: pd.DataFrame
+    posteriors: dict[str, laws.Posterior] = field(default_factory=dict)
+    backtests: dict[str, Any] = field(default_factory=dict)
+    refusals: list[str] = field(default_factory=list)
+    report: Path | None = None
+
+
+def study(source: Any, report_path: Path, *, target: str, title: str, stage: Stage) -> Findings:
+    """Fits every law that the runs allow, holds out the largest models, and writes the report.
+
+    source: anything `laws.load_runs` takes. target: the loss column. stage: a context manager for each piece of work,
+    given its description; yields what `laws.fit` takes as progress.
+    """
+    from laws import report
+
+    found = Findings(laws.load_runs(source))
+    for law in LAWS:
+        try:
+            with stage(f"fitting {law}") as progress:
+                found.posteriors[law] = laws.fit(law, found.runs, target=target, progress=progress)
+            with stage(f"{law}, the largest models held out") as progress:
+                found.backtests[law] = laws.backtest(law, found.runs, target=target, progress=progress)
+        except laws.InputError as error:  # too few runs for this law, or no learning rates among its columns
+            done = "held out" if law in found.posteriors else "fitted"
+            found.refusals.append(f"{law} was not {done}: {str(error).removeprefix(f'{law}: ')}")
+    with stage("drawing the report"):
+        found.report = report.write(
+            report_path,
+            found.runs,
+            posteriors=found.posteriors,
+            backtests=found.backtests,
+            notes=found.refusals,
+            target=target,
+            title=title,
+        )
+    return found
