@@ -1,8 +1,8 @@
-"""The quickstart's grid: 5 sizes, 3 token budgets, 5 learning rates, 3 batch sizes; about 4 minutes on two cores.
+"""The quickstart's grid: 5 sizes, 3 token budgets, 5 learning rates and 3 batch sizes in a few minutes.
 
-Models of 3k to 55k parameters (non-embedding) on the bytes of Python's standard library; the learning rates and batches
-(64 to 256 tokens) lie around the best ones of such models. The recipe is Step Law's (cosine to 1e-5, AdamW), but for two
-things that short runs of narrow models need: a warm-up of a tenth of the steps, and initial weights of standard
+Models of 3k to 55k parameters (non-embedding) on the bytes of Python's standard library; the learning rates and the
+batches (64 to 256 tokens) lie around the best ones of such models. The recipe is Step Law's (cosine to 1e-5, AdamW), but
+for two things that short runs of narrow models need: a warm-up of a tenth of the steps, and initial weights of standard
 deviation 0.06 (at 0.02 they stay on a plateau for much of the run).
 """
 
