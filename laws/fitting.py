@@ -33,7 +33,7 @@ def fit(
 ) -> Posterior:
     """The posterior of `law` ("steplaw", "farseer", "chinchilla") given a run table, by NUTS in float64.
 
-    runs: anything `laws.load_runs` takes. target: the loss column to fit ("loss", "eval_loss" in nats per token, "bpc").
+    runs: anything `laws.load_runs` takes. target: the loss column ("loss", "eval_loss" in nats per token, "bpc").
     steplaw uses every (lr, batch) run of a cell; the loss laws use the best run of each (params, tokens) cell.
     Runs that did not end well, or without a target loss, are left out and counted in `meta["excluded"]`.
     num_warmup, num_samples: a chain; more are drawn (up to five times as many) where chains have not mixed. The same
@@ -70,7 +70,7 @@ def fit(
         )
     n = next(iter(result.draws.values())).shape[1]
     keep = np.unique(np.linspace(0, n - 1, min(n, -(-DRAWS // chains))).round().astype(int))
-    samples = {site: np.asarray(result.draws[site][:, keep]) for site in form.SITES}
+    samples = {site: np.asarray(result.draws[site][:, keep]) for site in form.SITES if site in result.draws}
     warnings = list(facts.pop("notes"))
     if result.diagnostics["divergences"]:
         warnings.append(

@@ -1,9 +1,10 @@
-"""NUTS for a numpyro model, whitened at its mode: float64, vectorized chains, diagnostics that refuse a bad fit.
+"""NUTS for a numpyro model, whitened: float64, vectorized chains, diagnostics that refuse a bad fit.
 
 The model's unconstrained posterior is first maximised; a factor of the inverse Hessian there turns it into something
 close to a standard normal, and so, once more, does the covariance of a short first run: NUTS then needs few steps
-whatever the scales and correlations of the parameters. Compiled programs are kept per model, so refits of the same shape (cross-validation) start at once.
-float64 holds only inside `jax.enable_x64`: the process's own setting is untouched.
+whatever the scales and correlations of the parameters. Compiled programs are kept per model, so that refits of the same
+shape (cross-validation) start at once. float64 holds only inside `jax.enable_x64`: the process's own setting is
+untouched.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ def sample(
 
     data: arrays and numbers, passed to the model. start: constrained values near the mode for any of its sites.
     hold: scales of hierarchical terms, kept at their start while the mode is sought (the joint mode is degenerate).
-    If chains have not mixed, sampling goes on (EXTENSIONS times at most); divergences lead to one run with smaller steps.
+    If chains have not mixed, sampling goes on (EXTENSIONS times at most); if any draw diverges, all start again with smaller
+    steps.
     Raises FitError, starting with `name`, if R-hat > 1.01, bulk ESS < 400 or over 1% of draws diverge after that.
     """
     begun = time.perf_counter()

@@ -5,11 +5,12 @@ log-log slope there and the exponent p (a Box-Cox curve, ln N at p = 0):
 
     h(n) = level + slope * (exp(p n) - 1) / p,   n = ln N - centre.
 
-Level and slope are what data determine; p is weakly identified and only bends the curve away from its centre. `floor` is
-the loss at infinite data, `decay` the exponent of D, and B(N) is written by the second term at the centre's D (`gap`)
-and that term's slope in ln N there. Priors are on these and on the surface falling with N.
-The law's loss at infinite data goes to 0 with N whatever D: its compute optimum is only a local minimum that vanishes far
-above the data.
+Level and slope are what data determine; p is weakly identified and only bends the curve away from its centre. `floor`
+is the loss at infinite data, `decay` the exponent of D, and B(N) is written by the second term at the centre's D
+(`gap`) and that term's slope in ln N there. Priors are on these and on the surface falling with N.
+
+The law's loss at infinite data goes to 0 with N whatever D: its compute optimum is only a local minimum that vanishes
+far above the data.
 """
 
 from __future__ import annotations
@@ -59,12 +60,19 @@ def model(data: dict[str, Any]) -> None:
     import numpyro
     import numpyro.distributions as dist
 
+    center = numpyro.sample("center", dist.Normal(data["ln_L"], 0.2))
+    share_logit = numpyro.sample("share", dist.Normal(-1.0, 1.0))
+    share = jax.nn.sigmoid(share_logit)  # of the second term in the loss at the centre
+    slope_D = numpyro.sample("log_slope_D", dist.Normal(jnp.log(0.35 * share), 0.6))  # a prior on the exponent of D
+    gap_slope = numpyro.sample("gap_slope", dist.Normal(-0.1, 0.3))
+    # The loss's own slope in ln N; given the gap's, a prior of -0.1 give or take 0.15 on the floor's.
+    slope_N = numpyro.sample("slope_N", dist.Normal(share * gap_slope - (1 - share) * 0.1, (1 - share) * 0.15))
     p = {
-        "floor": numpyro.sample("floor", dist.Normal(data["ln_L"] - 0.5, 0.7)),
-        "floor_slope": numpyro.sample("floor_slope", dist.Normal(-0.1, 0.15)),
-        "gap": numpyro.sample("gap", dist.Normal(data["ln_L"] - 1.5, 1.0)),
-        "gap_slope": numpyro.sample("gap_slope", dist.Normal(-0.1, 0.3)),
-        "decay": numpyro.sample("decay", dist.Normal(np.log(0.35), 0.6)),
+        "floor": numpyro.deterministic("floor", center + jax.nn.log_sigmoid(-share_logit)),
+        "floor_slope": numpyro.deterministic("floor_slope", (slope_N - share * gap_slope) / (1 - share)),
+        "gap": numpyro.deterministic("gap", center + jax.nn.log_sigmoid(share_logit)),
+        "gap_slope": gap_slope,
+        "decay": numpyro.deterministic("decay", slope_D - jnp.log(share)),
         "decay_slope": numpyro.sample("decay_slope", dist.Normal(0.0, 0.2)),
     }
     for piece in PIECES:
@@ -77,7 +85,7 @@ def model(data: dict[str, Any]) -> None:
         log_curve(jnp, p, corners_n, corners_d, data["ln_D"])
         - log_curve(jnp, p, corners_n + step, corners_d, data["ln_D"])
     ) / step
-    numpyro.factor("falling", jax.nn.log_sigmoid(fall / 2e-3).sum())
+    numpyro.factor("falling", jax.nn.log_sigmoid(fall / 0.01).sum())
     grid.observe(log_curve(jnp, p, data["n"], data["d"], data["ln_D"]), data["log_loss"])
 
 
@@ -86,15 +94,17 @@ def start(data: dict[str, Any]) -> dict[str, Any]:
     from laws.forms import chinchilla
 
     e, a, b, alpha, beta = chinchilla.point_fit(data)
-    low, alpha, beta = data["ln_L"] - 3.0, *np.clip([alpha, beta], 0.05, 1.5)
-    e, a, b = (max(term, low) for term in (e, a, b))
+    alpha, beta = np.clip([alpha, beta], 0.05, 1.5)
     floor = np.logaddexp(e, a)
+    logit = np.clip(b - floor, -3.0, 1.0)
+    share = 1 / (1 + np.exp(-logit))
+    gap_slope = -0.02
     return {
-        "floor": floor,
-        "floor_slope": -alpha * np.exp(a - floor),
-        "gap": b,
-        "gap_slope": -0.02,
-        "decay": np.log(beta),
+        "center": np.logaddexp(floor, b),
+        "share": logit,
+        "log_slope_D": np.log(share * beta),
+        "gap_slope": gap_slope,
+        "slope_N": share * gap_slope - (1 - share) * alpha * np.exp(a - floor),
         "decay_slope": 0.0,
         "noise": 5e-3,
         "df_above_1": 5.0,
@@ -117,7 +127,7 @@ def coefficients(draws: dict[str, np.ndarray], meta: dict[str, Any]) -> dict[str
         ),
         ("a3", "gamma", "b3"): (draws["floor"], draws["floor_slope"], draws["floor_power"]),
     }
-    out = {}
+    out: dict[str, np.ndarray] = {}
     for names, (level, slope, power) in pieces.items():
         out |= dict(zip(names, (slope / power * np.exp(-power * ln_N), power, level - slope / power)))
     return out

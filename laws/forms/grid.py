@@ -16,7 +16,7 @@ def best_per_cell(runs: pd.DataFrame, target: str) -> pd.DataFrame:
     The minimum over noisy runs is biased low by about one noise standard deviation where a cell has many near-optimal
     runs; that bias is common to such cells and is absorbed by the noise.
     """
-    return runs.groupby(["params", "tokens"], sort=True, as_index=False)[target].min()
+    return runs.groupby(["params", "tokens"], sort=True)[target].min().reset_index()
 
 
 def prepare(
@@ -29,8 +29,9 @@ def prepare(
     n_sizes, n_budgets = best["params"].nunique(), best["tokens"].nunique()
     if len(best) < parameters + 2 or n_sizes < sizes or n_budgets < budgets:
         raise FitError(
-            f"{law} needs at least {parameters + 2} (params, tokens) cells with {sizes} model sizes and {budgets} token "
-            f"budgets; these runs have {len(best)} cells, {n_sizes} sizes and {n_budgets} budgets: train more of what is short"
+            f"{law} needs at least {parameters + 2} (params, tokens) cells with {sizes} model sizes and {budgets} "
+            f"token budgets; these runs have {len(best)} cells, {n_sizes} sizes and {n_budgets} budgets: train more of "
+            "what is short"
         )
     params, tokens, loss = (best[c].to_numpy(float) for c in ("params", "tokens", target))
     if np.ptp(loss) < 1e-9 * loss.max():
@@ -59,7 +60,7 @@ def observe(log_curve: Any, log_loss: Any) -> None:
     import numpyro
     import numpyro.distributions as dist
 
-    noise = numpyro.sample("noise", dist.LogNormal(np.log(5e-3), 1.5))
+    noise = numpyro.sample("noise", dist.LogNormal(np.log(5e-3), 0.75))
     df = numpyro.deterministic("df", 1.0 + numpyro.sample("df_above_1", dist.Gamma(2.0, 0.1)))
     numpyro.sample("log_loss", dist.StudentT(df, log_curve, noise), obs=log_loss)
 

@@ -15,14 +15,19 @@ convex in the logs with its minimum at the optimum, so their sum is too:
     w_2 = v              too few steps: batch too large (a parabola: bend_2 = 0)
     w_3 = u + tilt_3 v   instability: learning rate too high whatever the batch
 
-Curvatures kappa vary from cell to cell and with N and D; tilts and bends vary smoothly with ln N and ln D.
-Noise is Student-t with its own scale in each cell; the form's own error grows in proportion to the excess
+Curvatures kappa vary from cell to cell and with N and D; tilts and bends vary smoothly with ln N and ln D. Where cells
+hold fewer than some 25 runs on 5 learning rates and 5 batch sizes (`dense` is false), there is no third bowl, and one
+shape with one common change of curvature with N and D serves all cells. Where the batch size hardly varies, its law is
+its prior and the learning rate's optimum is at the batch sizes tried.
+
+Noise is Student-t with its own scale in each dense cell; the form's own error grows in proportion to the excess
 (`form_error`), so that runs far from the optimum weigh less. All priors are weak and in the data's own units: none
 holds a published coefficient.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -55,7 +60,7 @@ LAW = (
     "df",
 )
 SHAPE = ("log_kappa", "tilt", "bend")  # at the data's centre (3, 2 and 2 values), with slopes *_N and *_D
-SITES = LAW + tuple(f"{name}{slope}" for name in SHAPE for slope in ("", "_N", "_D"))
+SITES = LAW + tuple(f"{name}{slope}" for name in SHAPE for slope in ("", "_N", "_D"))  # sparse cells: no slopes
 
 
 def linex(xp: Any, s: Any) -> Any:
@@ -67,17 +72,41 @@ def linex(xp: Any, s: Any) -> Any:
 
 
 def excess(xp: Any, u: Any, v: Any, log_kappa: Any, tilt: Any, bend: Any) -> Any:
-    """Log loss above the optimum's. u, v: ln lr - ln lr*, ln B - ln B*. log_kappa: last axis of 3; tilt, bend: of 2."""
-    noisy, unstable = u - tilt[..., 0] * v, u + tilt[..., 1] * v
-    k1, k2, k3 = (xp.exp(log_kappa[..., k]) for k in range(3))
-    return (
-        k1 * noisy**2 * linex(xp, bend[..., 0] * noisy)
-        + k2 * v**2 / 2
-        + k3 * unstable**2 * linex(xp, bend[..., 1] * unstable)
-    )
+    """Log loss above the optimum's. u, v: ln lr - ln lr*, ln B - ln B*. The shape arrays' last axes hold the bowls:
+    log_kappa 3, tilt and bend 2 in dense cells; 2, 1 and 1 in sparse ones, which have no third bowl."""
+    noisy = u - tilt[..., 0] * v
+    out = xp.exp(log_kappa[..., 0]) * noisy**2 * linex(xp, bend[..., 0] * noisy)
+    out = out + xp.exp(log_kappa[..., 1]) * v**2 / 2
+    if bend.shape[-1] == 1:
+        return out
+    unstable = u + tilt[..., 1] * v
+    return out + xp.exp(log_kappa[..., 2]) * unstable**2 * linex(xp, bend[..., 1] * unstable)
 
 
 # --- data ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The runs of one (params, tokens) cell, best first."""
+
+    params: float
+    tokens: float
+    lr: np.ndarray  # ln, as is batch
+    batch: np.ndarray
+    log_loss: np.ndarray
+
+    @property
+    def modelled(self) -> np.ndarray:
+        """Which runs are near enough to the optimum: bool [run]."""
+        excess, rank = self.log_loss - self.log_loss[0], np.arange(len(self.log_loss))
+        near = (excess < WINDOW) | (rank < KEEP_AT_LEAST)
+        return near & ((excess < MAX_EXCESS) | (rank < MIN_LRS))
+
+    @property
+    def settings(self) -> dict[str, int]:
+        """Distinct learning rates and batch sizes, rounding differences (0.000345, 0.0003453) apart."""
+        return {name: len(np.unique(np.round(getattr(self, name) * 12))) for name in ("lr", "batch")}
 
 
 def prepare(runs: pd.DataFrame, target: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -86,77 +115,71 @@ def prepare(runs: pd.DataFrame, target: str) -> tuple[dict[str, Any], dict[str, 
     Cells with fewer than 4 learning rates are left out; in the others the runs within 2% of the best (and the best 12)
     are used. Raises FitError where fewer than 3 cells remain.
     """
-    cells, small = [], 0
-    for (params, tokens), cell in runs.groupby(["params", "tokens"], sort=True):
-        if _distinct(cell["lr"]) < MIN_LRS:
-            small += 1
-            continue
-        cell = cell.sort_values(target, kind="stable")
-        log_loss = np.log(cell[target].to_numpy())
-        keep = (log_loss - log_loss[0] < WINDOW) | (np.arange(len(cell)) < KEEP_AT_LEAST)
-        keep &= (log_loss - log_loss[0] < MAX_EXCESS) | (np.arange(len(cell)) < MIN_LRS)
-        cells.append((params, tokens, cell[keep], log_loss[keep], cell))
+    everything = []
+    for _, group in runs.sort_values(target, kind="stable").groupby(["params", "tokens"], sort=True):
+        columns = [group[c].to_numpy(float) for c in ("params", "tokens", "lr", "batch_tokens", target)]
+        everything.append(Cell(columns[0][0], columns[1][0], *map(np.log, columns[2:])))
+    cells = [cell for cell in everything if cell.settings["lr"] >= MIN_LRS]
     if len(cells) < MIN_CELLS:
         raise FitError(
-            f"steplaw needs at least {MIN_CELLS} (params, tokens) cells with {MIN_LRS} or more learning rates each; these "
-            f"runs have {len(cells)} (and {small} with fewer rates): sweep the learning rate at more sizes or budgets"
+            f"steplaw needs at least {MIN_CELLS} (params, tokens) cells with {MIN_LRS} or more learning rates each; "
+            f"these runs have {len(cells)} (and {len(everything) - len(cells)} with fewer rates): sweep the learning rate at "
+            "more sizes or budgets"
         )
-    params, tokens = (np.array([c[k] for c in cells], float) for k in (0, 1))
-    tried = np.log(pd.concat([c[4] for c in cells])[["lr", "batch_tokens"]])
-    data = {
-        "lr": _rectangle([np.log(c[2]["lr"]) for c in cells]),
-        "batch": _rectangle([np.log(c[2]["batch_tokens"]) for c in cells]),
-        "log_loss": _rectangle([c[3] for c in cells]),
-        "used": _rectangle([np.ones(len(c[3])) for c in cells]) > 0,
-        "n": np.log(params) - np.log(params).mean(),
-        "d": np.log(tokens) - np.log(tokens).mean(),
-        "ln_N": np.log(params).mean(),
-        "ln_D": np.log(tokens).mean(),
-        "floor": np.array([c[3][0] for c in cells]),
-        "spread": np.array([max(c[3][-1] - c[3][0], 1e-4) for c in cells]),
+    ln_N, ln_D = np.log([c.params for c in cells]), np.log([c.tokens for c in cells])
+    used = [cell.modelled for cell in cells]
+    data: dict[str, Any] = {
+        "lr": _rectangle([c.lr[u] for c, u in zip(cells, used)]),
+        "batch": _rectangle([c.batch[u] for c, u in zip(cells, used)]),
+        "log_loss": _rectangle([c.log_loss[u] for c, u in zip(cells, used)]),
+        "used": np.arange(max(u.sum() for u in used)) < np.array([u.sum() for u in used])[:, None],
+        "n": ln_N - ln_N.mean(),
+        "d": ln_D - ln_D.mean(),
+        "ln_N": ln_N.mean(),
+        "ln_D": ln_D.mean(),
+        "floor": np.array([c.log_loss[0] for c in cells]),
+        "spread": np.array([max(np.ptp(c.log_loss[u]), 1e-4) for c, u in zip(cells, used)]),
     }
-    for name, column in (("lr", "lr"), ("batch", "batch_tokens")):
-        ends = [(np.log(c[4][column]).min(), np.log(c[4][column]).max()) for c in cells]
-        data[f"{name}_mid"] = np.mean(ends)
-        data[f"{name}_half"] = max(np.ptp(tried[column]) / 2, 1.0)
-        # Centred deviations mix well where every cell pins its own optimum, non-centred ones where few runs do.
-        rich = np.median([_distinct(c[4][column]) for c in cells]) >= 5 and np.median([len(c[3]) for c in cells]) >= 30
-        data[f"{name}_centered"] = float(rich)
+    for name in ("lr", "batch"):
+        tried = [getattr(c, name) for c in cells]
+        data[f"{name}_mid"] = np.mean([(x.min() + x.max()) / 2 for x in tried])
+        data[f"{name}_half"] = max(np.ptp(np.concatenate(tried)) / 2, 1.0)
+    # Variants of the model go by the presence of a key, which is known when the program is compiled.
+    settings = np.array([list(c.settings.values()) for c in cells])
+    if np.median(settings, axis=0).min() >= 5 and np.median([u.sum() for u in used]) >= 25:
+        data["dense"] = np.array(1.0)
+    if np.sum(settings[:, 1] > 1) >= MIN_CELLS:
+        data["batch_swept"] = np.array(1.0)
     return data, {
+        "dense": "dense" in data,
         "center": {"ln_N": float(data["ln_N"]), "ln_D": float(data["ln_D"])},
         "cells": len(cells),
         "rows_used": int(data["used"].sum()),
-        "notes": _notes(cells, small),
+        "notes": _notes(cells, len(everything) - len(cells), settings),
     }
 
 
-def _rectangle(rows: list) -> np.ndarray:
-    """[cell, run], short rows filled up with their first value: plain broadcasts are faster than gathers."""
-    out = np.stack([np.resize(np.asarray(row, float), max(map(len, rows))) for row in rows])
-    for i, row in enumerate(rows):
-        out[i, len(row) :] = 0.0 if np.all(np.asarray(row) == 1.0) else np.asarray(row)[0]
-    return out
+def _rectangle(rows: list[np.ndarray]) -> np.ndarray:
+    """[cell, run], short rows repeated (and masked): plain broadcasts are faster than gathers."""
+    width = max(map(len, rows))
+    return np.stack([np.resize(row, width) for row in rows])
 
 
-def _distinct(values: pd.Series) -> int:
-    """Distinct settings, rounding differences (0.000345 and 0.0003453) apart."""
-    return len(np.unique(np.round(np.log2(values.to_numpy(float)) * 8)))
-
-
-def _notes(cells: list, small: int) -> list[str]:
+def _notes(cells: list[Cell], small: int, settings: np.ndarray) -> list[str]:
     notes = []
     if small:
         notes.append(f"{small} cells with fewer than {MIN_LRS} learning rates were left out")
-    swept = sum(_distinct(c[4]["batch_tokens"]) > 1 for c in cells)
+    swept = int(np.sum(settings[:, 1] > 1))
     if swept < MIN_CELLS:
         notes.append(
-            f"batch size varies in {swept} of {len(cells)} cells: the batch law is set by its prior, not by these runs"
+            f"batch size varies in {swept} of {len(cells)} cells: the batch law is its prior, not learnt from these "
+            "runs, and the learning rate is the best at the batch sizes tried"
         )
-    if len({c[0] for c in cells}) < 2:
+    if len({c.params for c in cells}) < 2:
         notes.append("one model size only: the exponents of N are set by their prior")
-    if len({c[1] for c in cells}) < 2:
+    if len({c.tokens for c in cells}) < 2:
         notes.append("one token budget only: the exponents of D are set by their prior")
-    edge = sum(c[2]["lr"].iloc[0] in (c[4]["lr"].min(), c[4]["lr"].max()) for c in cells)
+    edge = sum(c.lr[0] in (c.lr.min(), c.lr.max()) for c in cells)
     if edge:
         notes.append(f"the best run has the smallest or largest learning rate tried in {edge} of {len(cells)} cells")
     return notes
@@ -176,31 +199,44 @@ def model(data: dict[str, Any]) -> None:
 
     n, d = data["n"], data["d"]
     cells = n.shape[0]
+    dense = "dense" in data
     from_optimum = []
     for name in ("lr", "batch"):
         at_center = data[f"{name}_mid"] + data[f"{name}_half"] * site(f"{name}_center", 0.0, 1.0)
-        by_N, by_D = site(f"{name}_N", 0.0, 1.0), site(f"{name}_D", 0.0, 1.0)
+        by_N, by_D = site(f"{name}_N", 0.0, 0.75), site(f"{name}_D", 0.0, 0.75)
         numpyro.deterministic(f"{name}_const", at_center - by_N * data["ln_N"] - by_D * data["ln_D"])
         sd = numpyro.sample(f"{name}_sd", dist.LogNormal(np.log(0.1), 0.7))
-        centered = data[f"{name}_centered"]
-        deviation = sd ** (1.0 - centered) * site(f"{name}_cell", 0.0, sd**centered, (cells,))
+        if name == "batch" and "batch_swept" not in data:
+            from_optimum.append(jnp.zeros_like(data["batch"]))  # lr* is then at the batch sizes tried
+            break
+        # Centred deviations mix well where every cell pins its own optimum, non-centred ones where it does not.
+        if dense:
+            deviation = site(f"{name}_cell", 0.0, sd, (cells,))
+        else:
+            deviation = sd * site(f"{name}_cell", 0.0, 1.0, (cells,))
         optimum = at_center + by_N * n + by_D * d + deviation
         from_optimum.append(data[name] - optimum[:, None])
     shape = {}
     for name, loc, prior_sd, slope_sd in (
-        ("log_kappa", np.log([0.02] * 3), 1.5, 0.5),
+        ("log_kappa", np.log([0.02, 0.02, 0.02]), 1.5, 0.5),
         ("tilt", np.array([0.7, 0.0]), 0.5, 0.2),
         ("bend", np.array([0.5, 1.5]), 0.7, 0.2),
     ):
-        size = (len(np.atleast_1d(loc)),)
-        by_N, by_D = site(f"{name}_N", 0.0, slope_sd, size), site(f"{name}_D", 0.0, slope_sd, size)
-        shape[name] = site(name, loc, prior_sd, size) + by_N * n[:, None] + by_D * d[:, None]
-    shape["log_kappa"] += KAPPA_SD * site("kappa_cell", 0.0, 1.0, (cells, 3))
+        loc = loc if dense else loc[:-1]
+        shape[name] = site(name, loc, prior_sd, loc.shape)[None, :]
+        if dense or name == "log_kappa":
+            width = loc.shape if dense else (1,)
+            by_N, by_D = site(f"{name}_N", 0.0, slope_sd, width), site(f"{name}_D", 0.0, slope_sd, width)
+            shape[name] += by_N * n[:, None] + by_D * d[:, None]
+    if dense:
+        shape["log_kappa"] += KAPPA_SD * site("kappa_cell", 0.0, 1.0, (cells, 3))
     above = excess(jnp, *from_optimum, *(shape[name][:, None, :] for name in SHAPE))
 
     floor = data["floor"] + data["spread"] * site("floor_cell", 0.0, 1.0, (cells,))
-    noise = numpyro.sample("noise", dist.LogNormal(np.log(2e-3), 1.5))
-    noise_cell = noise * jnp.exp(NOISE_SD * site("noise_cell", 0.0, 1.0, (cells,)))
+    noise = numpyro.sample("noise", dist.LogNormal(np.log(3e-3), 1.0))
+    noise_cell = jnp.broadcast_to(noise, (cells,))
+    if dense:
+        noise_cell = noise * jnp.exp(NOISE_SD * site("noise_cell", 0.0, 1.0, (cells,)))
     form_error = numpyro.sample("form_error", dist.HalfNormal(0.2))
     df = numpyro.deterministic("df", 2.0 + numpyro.sample("df_above_2", dist.Gamma(2.0, 0.5)))
     scale = jnp.sqrt(noise_cell[:, None] ** 2 + (form_error * above) ** 2)
@@ -226,7 +262,11 @@ def start(data: dict[str, Any]) -> dict[str, Any]:
         "tilt": np.array([0.7, 0.2]),
         "bend": np.array([0.6, 1.5]),
     }
+    if "dense" not in data:
+        out |= {name: out[name][:-1] for name in SHAPE}
     out |= {f"{name}_{slope}": np.zeros_like(out[name]) for name in SHAPE for slope in "ND"}
+    if "dense" not in data:
+        out |= {"log_kappa_N": np.zeros(1), "log_kappa_D": np.zeros(1)}
     out |= {"kappa_cell": np.zeros((cells, 3)), "floor_cell": np.zeros(cells)}
     out |= {"noise": 2e-3, "noise_cell": np.zeros(cells), "form_error": 0.05, "df_above_2": 2.0}
     return out
