@@ -121,7 +121,7 @@ def loss_curves(
     """Best loss of each cell against tokens (upper row) and params (lower row), a column a law, and each law's median
     with 50% and 90% predictive bands, `reach` times beyond the data."""
     best = best_of_cells(runs, target)
-    laws: list[tuple[str, Any]] = list(posteriors.items()) or [("", None)]
+    laws: list[tuple[str, Any]] = [(k, p) for k, p in posteriors.items() if k != "steplaw"] or [("", None)]
     figure, axes = _panels(2, len(laws), width=6.5 if len(laws) == 1 else 4.3, height=3.3, sharey=True)
     drawn = [best[target].to_numpy()]
     for column, (law, posterior) in enumerate(laws):
@@ -292,7 +292,7 @@ def _optimum(axis: Axes, prediction: Any) -> None:
         np.sqrt(np.maximum(values, 0))[:, None] * [np.cos(angle), np.sin(angle)]
     )
     axis.plot(*np.exp(ring), color=ORANGE, lw=1.4)
-    axis.plot(*np.exp(np.median(draws, axis=1)), "*", color="white", ms=11, mec=INK, mew=0.9)
+    axis.plot(*np.exp(np.median(draws, axis=1)), "*", color="white", ms=9, mec=INK, mew=0.9)
 
 
 def _panels(rows: int, columns: int, *, width: float, height: float, **share: Any) -> tuple[Figure, np.ndarray]:

@@ -27,8 +27,8 @@ FORMULAS = {
     "farseer": "L = exp(a3 N^gamma + b3) + exp(a2 N^beta + b2) · D^(-exp(a1 N^alpha + b1)), "
     "written here by its values and slopes at the centre of the data",
 }
-# site -> (what it is, its unit, as it is shown). UNIT is the loss's.
-UNIT = "loss"
+UNIT = "{unit of the loss}"
+# site -> (what it is, its unit, as it is shown)
 SITES: dict[str, dict[str, tuple[str, str, Any]]] = {
     "steplaw": {
         "lr_const": ("learning rate, constant", "ln", None),
@@ -42,10 +42,10 @@ SITES: dict[str, dict[str, tuple[str, str, Any]]] = {
         "noise": ("noise of a run's loss", "%", lambda x: 100 * x),
     },
     "chinchilla": {
-        "E": ("loss without end, E", UNIT, None),
-        "A": ("size term, A", UNIT, None),
+        "E": ("irreducible loss, E", UNIT, None),
+        "A": ("size term, A", f"{UNIT} at N = 1", None),
         "alpha": ("exponent of N, alpha", "", None),
-        "B": ("data term, B", UNIT, None),
+        "B": ("data term, B", f"{UNIT} at D = 1", None),
         "beta": ("exponent of D, beta", "", None),
         "noise": ("noise of a run's loss", "%", lambda x: 100 * x),
     },
@@ -222,7 +222,7 @@ def _fits(posteriors: Mapping[str, Posterior], target: str) -> str:
         for site, (name, unit, show) in SITES.get(law, {}).items():
             draws = posterior.draws[site] if show is None else show(posterior.draws[site])
             low, mid, high = np.quantile(draws, [(1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2])
-            unit = COLUMNS[target][0] if unit == UNIT and target in COLUMNS else unit
+            unit = unit.replace(UNIT, COLUMNS[target][0]) if target in COLUMNS else unit
             rows.append([name, *(f"{x:,.4g}" for x in (mid, low, high)), unit])
         parts.append(f"<h3>{escape(_law(law))}</h3>" + f'<p class="formula">{escape(FORMULAS.get(law, ""))}</p>')
         parts.append(page.table(["coefficient", "median", "5%", "95%", "unit"], rows, words=(0, 4)))
