@@ -119,7 +119,8 @@ def loss_curves(
     runs: pd.DataFrame, posteriors: Mapping[str, Any], *, target: str = "loss", reach: float = 10
 ) -> Figure:
     """Best loss of each cell against tokens (upper row) and params (lower row), a column a law, and each law's median
-    with 50% and 90% predictive bands, `reach` times beyond the data."""
+    with 50% and 90% predictive bands, `reach` times beyond the data. Step Law says nothing of the loss: it is left out.
+    """
     best = best_of_cells(runs, target)
     laws: list[tuple[str, Any]] = [(k, p) for k, p in posteriors.items() if k != "steplaw"] or [("", None)]
     figure, axes = _panels(2, len(laws), width=6.5 if len(laws) == 1 else 4.3, height=3.3, sharey=True)
@@ -292,7 +293,7 @@ def _optimum(axis: Axes, prediction: Any) -> None:
         np.sqrt(np.maximum(values, 0))[:, None] * [np.cos(angle), np.sin(angle)]
     )
     axis.plot(*np.exp(ring), color=ORANGE, lw=1.4)
-    axis.plot(*np.exp(np.median(draws, axis=1)), "*", color="white", ms=9, mec=INK, mew=0.9)
+    axis.plot(*np.exp(np.median(draws, axis=1)), "*", color="white", ms=7, mec=INK, mew=0.9)
 
 
 def _panels(rows: int, columns: int, *, width: float, height: float, **share: Any) -> tuple[Figure, np.ndarray]:
