@@ -1,0 +1,52 @@
+"""Every command of the README runs, in order, in an empty folder; its Python too."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+
+
+def commands():
+    lines = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
+    return [line.split("#")[0].strip() for line in lines if line.startswith("stepseer ")]
+
+
+def test_there_are_commands():
+    assert len(commands()) >= 6
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What the README assumes: my_grid.py as printed there, and a table of runs."""
+    folder = tmp_path_factory.mktemp("readme")
+    (grid,) = [text for kind, text in BLOCKS if kind == "python" and "# my_grid.py" in text]
+    (folder / "my_grid.py").write_text(grid)
+    rng = np.random.default_rng(0)
+    rows = ["params,tokens,loss"]
+    for n in np.geomspace(1e7, 1e9, 6):
+        for d in np.geomspace(1e9, 1e11, 5):
+            loss = (1.7 + 400 / n**0.34 + 1200 / d**0.33) * np.exp(rng.normal(0, 0.002))
+            rows.append(f"{n:.0f},{d:.0f},{loss:.5f}")
+    (folder / "my_runs.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def test_commands_run_in_order(folder):
+    for command in commands():
+        done = subprocess.run(
+            [sys.executable, "-m", "experiments", *shlex.split(command)[1:]], cwd=folder, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
+def test_python_runs():
+    for kind, text in BLOCKS:
+        if kind == "python" and "import laws" in text:
+            exec(compile(text, "README", "exec"), {})
