@@ -47,6 +47,7 @@ def landscape(runs: pd.DataFrame, posterior: Any = None, *, target: str = "loss"
     top = float(np.clip(np.nanquantile(excess, 0.8), 0.5, 20))
     colours = {"norm": PowerNorm(0.5, vmin=0, vmax=top), "cmap": colormaps["cividis_r"]}
     x_edges, y_edges = _edges(every["lr"]), _edges(every["batch_tokens"])
+    shown = [(x_edges[0], y_edges[0]), (x_edges[-1], y_edges[-1])]  # corners, and medians that lie outside
     for place, (params, tokens, cell) in panels.items():
         axis = axes[place]
         over = _excess(cell, target)
@@ -59,10 +60,13 @@ def landscape(runs: pd.DataFrame, posterior: Any = None, *, target: str = "loss"
         best = cell.iloc[int(np.nanargmin(over))]
         axis.plot(best["lr"], best["batch_tokens"], "s", mfc="none", mec=INK, ms=9, mew=1.4)
         if posterior is not None:
-            _optimum(axis, posterior.predict(params=params, tokens=tokens))
+            shown.append(_optimum(axis, posterior.predict(params=params, tokens=tokens)))
         _title(axis, f"N = {count(params)}, D = {count(tokens)}")
-    _log_axis(axes[0, 0].xaxis, x_edges, _plain, pad=0)
-    _log_axis(axes[0, 0].yaxis, y_edges, count, pad=0)
+    x_shown, y_shown = np.array(shown).T
+    _log_axis(axes[0, 0].xaxis, x_shown, _plain, pad=0.02)
+    _log_axis(axes[0, 0].yaxis, y_shown, count, pad=0.02)
+    for axis in axes.ravel():  # draws far outside would stretch their own panel only
+        axis.set(xlim=axes[0, 0].get_xlim(), ylim=axes[0, 0].get_ylim())
     _frame(figure, axes, panels, "peak learning rate", "batch size (tokens)")
     shrink = min(0.9, 3.0 / figure.get_figheight())
     bar = figure.colorbar(mesh, ax=axes, extend="max", shrink=shrink, anchor=(0, 1), aspect=22, pad=0.02)
@@ -281,8 +285,8 @@ def _edges(values: pd.Series) -> np.ndarray:
     return np.exp(np.concatenate([[2 * logs[0] - middles[0]], middles, [2 * logs[-1] - middles[-1]]]))
 
 
-def _optimum(axis: Axes, prediction: Any) -> None:
-    """Posterior of the optimum in log-log space: draws, the ellipse of 90% of them, the median."""
+def _optimum(axis: Axes, prediction: Any) -> np.ndarray:
+    """Posterior of the optimum in log-log space: draws, the ellipse of 90% of them, the median, which it returns."""
     draws = np.log(np.stack([np.ravel(prediction.lr.draws), np.ravel(prediction.batch_tokens.draws)]))
     some = draws[:, :: max(1, draws.shape[1] // 150)]
     axis.plot(*np.exp(some), ".", color=ORANGE, ms=2, alpha=0.35, mew=0)
@@ -293,7 +297,9 @@ def _optimum(axis: Axes, prediction: Any) -> None:
         np.sqrt(np.maximum(values, 0))[:, None] * [np.cos(angle), np.sin(angle)]
     )
     axis.plot(*np.exp(ring), color=ORANGE, lw=1.4)
-    axis.plot(*np.exp(np.median(draws, axis=1)), "*", color="white", ms=7, mec=INK, mew=0.9)
+    median = np.exp(np.median(draws, axis=1))
+    axis.plot(*median, "*", color="white", ms=7, mec=INK, mew=0.9)
+    return median
 
 
 def _panels(rows: int, columns: int, *, width: float, height: float, **share: Any) -> tuple[Figure, np.ndarray]:
