@@ -73,15 +73,20 @@ def n_windows(tokens: np.ndarray, seq_len: int) -> int:
 
 
 def batch(tokens: np.ndarray, *, seq_len: int, batch_size: int, seed: int, k: int) -> np.ndarray:
-    """[batch_size, seq_len + 1] int32: batch k. A pure function of its arguments, in time O(batch).
+    """[batch_size, seq_len + 1] int32: batch k, which is sequences k * batch_size and on of `sequences`."""
+    return sequences(tokens, seq_len=seq_len, seed=seed, first=k * batch_size, count=batch_size)
 
-    Row r is sequence k * batch_size + r of an endless stream in which every epoch visits each window exactly once, in
-    an order of its own; how the stream is cut into batches doesn't change it.
+
+def sequences(tokens: np.ndarray, *, seq_len: int, seed: int, first: int, count: int) -> np.ndarray:
+    """[count, seq_len + 1] int32: part of an endless stream. A pure function of its arguments, in time O(count).
+
+    Every epoch of the stream visits each window exactly once, in an order of its own; how the stream is cut doesn't
+    change it.
     """
     n = n_windows(tokens, seq_len)
     if n < 1:
         raise InputError(f"{len(tokens)} tokens are fewer than one window of seq_len + 1 = {seq_len + 1}")
-    sequence = np.arange(k * batch_size, (k + 1) * batch_size, dtype=np.uint64)
+    sequence = np.arange(first, first + count, dtype=np.uint64)
     epoch, position = np.divmod(sequence, np.uint64(n))
     windows = permute(position, n, _mix(_mix(np.array([seed % 2**64], np.uint64)) ^ epoch))
     offsets = windows[:, None] * np.uint64(seq_len) + np.arange(seq_len + 1, dtype=np.uint64)

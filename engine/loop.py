@@ -24,6 +24,7 @@ from engine.optim import Hyper
 
 MAX_CALL_STEPS = 32  # steps of one call at most; fewer when a batch is large or a step takes long
 CALL_TOKENS = 2**18  # tokens on the device per call, at most (or one batch)
+EVAL_TOKENS = 2048  # tokens of an evaluation batch, where the training batch is smaller
 CALL_SECONDS = 0.5  # aim of one call: progress and interrupts are this fine-grained
 
 
@@ -192,10 +193,14 @@ def _advance(
         while done < job.steps and not history.all_over(job.horizons):
             n = min(pace.steps_within(CALL_SECONDS), call_steps, job.steps - done)
             batches = np.zeros((call_steps, config.batch_size, seq_len + 1), np.int32)
-            for k in range(n):
-                batches[k] = data.batch(
-                    job.corpus.train, seq_len=seq_len, batch_size=config.batch_size, seed=config.data.seed, k=done + k
-                )
+            rows = data.sequences(
+                job.corpus.train,
+                seq_len=seq_len,
+                seed=config.data.seed,
+                first=done * config.batch_size,
+                count=n * config.batch_size,
+            )
+            batches[:n] = rows.reshape(n, config.batch_size, seq_len + 1)
             device_batches = jax.device_put(batches, mesh_lib.batch_sharding(job.mesh, steps_axis=True))
             device_n = jax.device_put(np.int32(n), mesh_lib.replicated(job.mesh))
             state, metrics = run_steps(state, device_batches, device_n, job.hyper_G)
@@ -222,7 +227,8 @@ def _advance(
 
 def evaluate(config: TrainConfig, mesh: Any, params_G: Any, heldout: np.ndarray) -> np.ndarray:
     """Mean loss in nats per token, [G], over `config.eval_sequences` windows spread evenly over the held-out tokens."""
-    seq_len, batch_size = config.data.seq_len, config.batch_size
+    seq_len = config.data.seq_len
+    batch_size = config.batch_size * max(1, EVAL_TOKENS // config.batch_tokens)
     n_windows = data.n_windows(heldout, seq_len)
     starts = np.unique(np.linspace(0, n_windows - 1, config.eval_sequences).astype(np.int64)) * seq_len
     eval_step = population.compiled_eval_step(step.program(config), mesh)
