@@ -200,7 +200,7 @@ def load_posterior(source: str | os.PathLike[str]) -> Posterior:
     if mark and hashlib.sha256(body).hexdigest().encode() != digest:
         raise InputError(f"{name}: the file is damaged (its digest does not match); fit again or fetch it anew")
     try:
-        law, samples, meta, digest_of_content = _read(body if mark else content)
+        law, samples, meta, digest_of_content = _read(body)
     except Exception as error:  # h5py raises many kinds on damaged bytes
         raise InputError(
             f"{name}: not a readable posterior ({type(error).__name__}); fit again or fetch it anew"

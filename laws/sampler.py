@@ -62,23 +62,24 @@ def sample(
 
     data: arrays and numbers, passed to the model. start: constrained values near the mode for any of its sites.
     hold: scales of hierarchical terms, kept at their start while the mode is sought (the joint mode is degenerate).
-    If chains have not mixed, sampling goes on (EXTENSIONS times at most); if any draw diverges, all start again with smaller
-    steps.
+    If chains have not mixed, sampling goes on (EXTENSIONS times at most); if any draw diverges, all start again with
+    smaller steps.
     Raises FitError, starting with `name`, if R-hat > 1.01, bulk ESS < 400 or over 1% of draws diverge after that.
     """
     begun = time.perf_counter()
     with jax.enable_x64(True):
         data = {key: jnp.asarray(value) for key, value in data.items()}
         mode, scale = find_mode(model, data, start, hold, name)
-        for accept in (0.8, 0.95):
-            run = _Run(model, data, mode, scale, accept, seed, chains, num_warmup // 2)
-            run.extend(num_warmup // 2, on_progress)
-            run = run.rewhitened(accept, seed + 1, num_warmup // 2)
-            run.extend(num_samples, on_progress)
+        for accept in (0.8, 0.98):
+            half = num_warmup // 2
+            run = _Run(model, data, mode, scale, accept, seed, chains, half, on_progress)
+            run.extend(half, then=half + num_samples)
+            run = run.rewhitened(accept, seed + 1, half)
+            run.extend(num_samples)
             for _ in range(EXTENSIONS):
                 if run.rhat <= MAX_RHAT and run.ess >= MIN_ESS:
                     break
-                run.extend(num_samples, on_progress)
+                run.extend(num_samples)
             if run.divergences == 0:
                 break
         diverged = run.divergences / (run.draws * chains)
@@ -205,8 +206,9 @@ def _kernel(model: Model, num_warmup: int, accept: float) -> tuple[Callable, Cal
 class _Run:
     """Chains that can go on. `draws` counts kept draws a chain."""
 
-    def __init__(self, model, data, mode, scale, accept, seed, chains, num_warmup):
+    def __init__(self, model, data, mode, scale, accept, seed, chains, num_warmup, on_progress, done=0):
         self.model, self.data, self.mode, self.scale = model, data, mode, scale
+        self.on_progress, self.done = on_progress, done
         self.warmup = -(-num_warmup // CHUNK) * CHUNK
         start, self.advance = _kernel(model, self.warmup, accept)
         keys = jax.random.split(jax.random.key(seed), 2 * chains)
@@ -224,10 +226,14 @@ class _Run:
         flat, unravel = ravel_pytree(self.mode)
         mode = unravel(flat + self.scale @ white.mean(axis=0))
         scale = self.scale @ np.linalg.cholesky(covariance)
-        return _Run(self.model, self.data, mode, scale, accept, seed, self.state.i.shape[0], num_warmup)
+        chains = self.state.i.shape[0]
+        return _Run(self.model, self.data, mode, scale, accept, seed, chains, num_warmup, self.on_progress, self.done)
 
-    def extend(self, draws: int, on_progress: Callable[[int, int], None] | None) -> None:
-        """Adds `draws` draws a chain (after the warm-up, the first time) and renews the diagnostics."""
+    def extend(self, draws: int, then: int = 0) -> None:
+        """Adds `draws` draws a chain (after the warm-up, the first time) and renews the diagnostics.
+
+        then: iterations that will follow, for the progress report.
+        """
         warmup = 0 if self.white else self.warmup // CHUNK
         chunks = warmup + -(-draws // CHUNK)
         steps = []
@@ -238,8 +244,9 @@ class _Run:
                 self.divergences += int(np.sum(diverging))
                 steps.append(float(np.mean(num_steps)))
                 self.draws += CHUNK
-            if on_progress:
-                on_progress((k + 1) * CHUNK, chunks * CHUNK)
+            self.done += CHUNK
+            if self.on_progress:
+                self.on_progress(self.done, self.done + (chunks - k - 1) * CHUNK + -(-then // CHUNK) * CHUNK)
         self.mean_steps = float(np.mean(steps))
         white = np.concatenate(self.white, axis=1)
         # Whitened coordinates and the parameters themselves: both must have mixed.

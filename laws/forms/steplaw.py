@@ -41,7 +41,7 @@ QUANTITIES = ("lr", "batch_tokens")
 # Runs modelled: log loss within WINDOW of the cell's best, and the best KEEP_AT_LEAST: far from the optimum no simple
 # form holds, and the answer does not depend on it.
 WINDOW, KEEP_AT_LEAST = 0.02, 12
-MAX_EXCESS = 0.2  # of log loss: beyond this a run has not trained
+MAX_EXCESS = 0.1  # of log loss: beyond this a run has not trained
 MIN_CELLS, MIN_LRS = 3, 4
 KAPPA_SD, NOISE_SD = 0.3, 0.3  # scatter between cells of ln curvature and of ln noise
 HELD = ("lr_sd", "batch_sd")  # a joint mode over these and the cells' deviations is degenerate
@@ -123,8 +123,8 @@ def prepare(runs: pd.DataFrame, target: str) -> tuple[dict[str, Any], dict[str, 
     if len(cells) < MIN_CELLS:
         raise FitError(
             f"steplaw needs at least {MIN_CELLS} (params, tokens) cells with {MIN_LRS} or more learning rates each; "
-            f"these runs have {len(cells)} (and {len(everything) - len(cells)} with fewer rates): sweep the learning rate at "
-            "more sizes or budgets"
+            f"these runs have {len(cells)} (and {len(everything) - len(cells)} with fewer rates): sweep the learning "
+            "rate at more sizes or budgets"
         )
     ln_N, ln_D = np.log([c.params for c in cells]), np.log([c.tokens for c in cells])
     used = [cell.modelled for cell in cells]
@@ -200,25 +200,9 @@ def model(data: dict[str, Any]) -> None:
     n, d = data["n"], data["d"]
     cells = n.shape[0]
     dense = "dense" in data
-    from_optimum = []
-    for name in ("lr", "batch"):
-        at_center = data[f"{name}_mid"] + data[f"{name}_half"] * site(f"{name}_center", 0.0, 1.0)
-        by_N, by_D = site(f"{name}_N", 0.0, 0.75), site(f"{name}_D", 0.0, 0.75)
-        numpyro.deterministic(f"{name}_const", at_center - by_N * data["ln_N"] - by_D * data["ln_D"])
-        sd = numpyro.sample(f"{name}_sd", dist.LogNormal(np.log(0.1), 0.7))
-        if name == "batch" and "batch_swept" not in data:
-            from_optimum.append(jnp.zeros_like(data["batch"]))  # lr* is then at the batch sizes tried
-            break
-        # Centred deviations mix well where every cell pins its own optimum, non-centred ones where it does not.
-        if dense:
-            deviation = site(f"{name}_cell", 0.0, sd, (cells,))
-        else:
-            deviation = sd * site(f"{name}_cell", 0.0, 1.0, (cells,))
-        optimum = at_center + by_N * n + by_D * d + deviation
-        from_optimum.append(data[name] - optimum[:, None])
     shape = {}
     for name, loc, prior_sd, slope_sd in (
-        ("log_kappa", np.log([0.02, 0.02, 0.02]), 1.5, 0.5),
+        ("log_kappa", np.log([0.02, 0.02, 0.02]), 1.5 if dense else 1.0, 0.5),
         ("tilt", np.array([0.7, 0.0]), 0.5, 0.2),
         ("bend", np.array([0.5, 1.5]), 0.7, 0.2),
     ):
@@ -230,9 +214,41 @@ def model(data: dict[str, Any]) -> None:
             shape[name] += by_N * n[:, None] + by_D * d[:, None]
     if dense:
         shape["log_kappa"] += KAPPA_SD * site("kappa_cell", 0.0, 1.0, (cells, 3))
-    above = excess(jnp, *from_optimum, *(shape[name][:, None, :] for name in SHAPE))
+
+    def law(name, unit=1.0, slide=0.0, offsets=(0.0, 0.0, 0.0)):
+        """(center less mid, N, D) of a law and ln of the optimum in each cell. Sampled: the law less `slide` times
+        the offsets, in 1/unit. The prior is that of unit 1 and no slide."""
+        widths = data[f"{name}_half"], 0.5, 0.5  # exponents within 1 of 0
+        from_mid, by_N, by_D = (
+            site(f"{name}_{part}_raw", 0.0, width * unit) / unit + slide * offset
+            for part, width, offset in zip(("mid", "N", "D"), widths, offsets)
+        )
+        numpyro.deterministic(f"{name}_N", by_N)
+        numpyro.deterministic(f"{name}_D", by_D)
+        at_center = data[f"{name}_mid"] + from_mid
+        numpyro.deterministic(f"{name}_const", at_center - by_N * data["ln_N"] - by_D * data["ln_D"])
+        sd = numpyro.sample(f"{name}_sd", dist.LogNormal(np.log(0.1), 0.7))
+        # Centred deviations mix well where every cell pins its own optimum, non-centred ones where it does not.
+        scatter = site(f"{name}_cell", 0.0, sd, (cells,)) if dense else sd * site(f"{name}_cell", 0.0, 1.0, (cells,))
+        return (from_mid, by_N, by_D), at_center + by_N * n + by_D * d + scatter
+
+    if dense:
+        best_batch, best_lr = law("batch")[1], law("lr")[1]
+    elif "batch_swept" in data:
+        # Few batch sizes determine the slope of the loss at their middle (curvature times distance to the best batch)
+        # and the best learning rate there: sample those.
+        offsets, best_batch = law("batch", unit=jnp.exp(shape["log_kappa"][0, 1]))
+        best_lr = law("lr", slide=shape["tilt"][0, 0], offsets=offsets)[1]
+    else:
+        best_batch, best_lr = law("batch")[1], law("lr")[1]
+    u, v = data["lr"] - best_lr[:, None], data["batch"] - best_batch[:, None]
+    if "batch_swept" not in data:
+        v = jnp.zeros_like(v)  # the best learning rate is then at the batch sizes tried
+    above = excess(jnp, u, v, *(shape[name][:, None, :] for name in SHAPE))
 
     floor = data["floor"] + data["spread"] * site("floor_cell", 0.0, 1.0, (cells,))
+    if not dense and "batch_swept" in data:  # sampled is the lowest loss at the middle batch size, not at the best
+        floor -= jnp.exp(shape["log_kappa"][:, 1]) * (best_batch - data["batch_mid"]) ** 2 / 2
     noise = numpyro.sample("noise", dist.LogNormal(np.log(3e-3), 1.0))
     noise_cell = jnp.broadcast_to(noise, (cells,))
     if dense:
@@ -254,8 +270,10 @@ def start(data: dict[str, Any]) -> dict[str, Any]:
         best[name] = np.linalg.solve(X.T @ X + ridge, X.T @ at)
     out: dict[str, Any] = {}
     for name, (center, by_N, by_D) in best.items():
-        out |= {f"{name}_center": (center - data[f"{name}_mid"]) / data[f"{name}_half"], f"{name}_N": by_N}
-        out |= {f"{name}_D": by_D, f"{name}_sd": 0.1, f"{name}_cell": np.zeros(len(data["n"]))}
+        unit = 0.02 if name == "batch" and "dense" not in data and "batch_swept" in data else 1.0
+        law = {"mid": center - data[f"{name}_mid"], "N": by_N, "D": by_D}
+        out |= {f"{name}_{part}_raw": unit * value for part, value in law.items()}
+        out |= {f"{name}_sd": 0.1, f"{name}_cell": np.zeros(len(data["n"]))}
     cells = len(data["n"])
     out |= {
         "log_kappa": np.log([0.02, 0.02, 0.01]),
