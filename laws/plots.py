@@ -47,7 +47,7 @@ def landscape(runs: pd.DataFrame, posterior: Any = None, *, target: str = "loss"
     top = float(np.clip(np.nanquantile(excess, 0.8), 0.5, 20))
     colours = {"norm": PowerNorm(0.5, vmin=0, vmax=top), "cmap": colormaps["cividis_r"]}
     x_edges, y_edges = _edges(every["lr"]), _edges(every["batch_tokens"])
-    shown = [(x_edges[0], y_edges[0]), (x_edges[-1], y_edges[-1])]  # corners, and medians that lie outside
+    shown: list[Any] = [(x_edges[0], y_edges[0]), (x_edges[-1], y_edges[-1])]  # corners, and medians that lie outside
     for place, (params, tokens, cell) in panels.items():
         axis = axes[place]
         over = _excess(cell, target)

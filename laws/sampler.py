@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -32,6 +32,7 @@ from laws.errors import FitError
 
 CHUNK = 50  # iterations a compiled call: between calls progress is reported
 EXTENSIONS = 4  # times that sampling goes on if chains have not mixed
+SMALL_DATA = 2000  # numbers: below it compiling takes longer than sampling, and XLA had better not optimise
 MAX_RHAT = 1.01
 MIN_ESS = 400.0
 Model = Callable[[dict[str, Any]], None]
@@ -104,15 +105,22 @@ def sample(
 # --- the mode --------------------------------------------------------------------------------------------------------
 
 
+def _options(data: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+    small = sum(np.size(values) for values in data.values()) < SMALL_DATA
+    return (("xla_backend_optimization_level", 0),) if small and jax.default_backend() == "cpu" else ()
+
+
 @lru_cache(maxsize=16)
-def _programs(model: Model) -> dict[str, Callable]:
+def _programs(model: Model, options: tuple[tuple[str, Any], ...]) -> dict[str, Callable]:
+    jit = partial(jax.jit, compiler_options=dict(options))
+
     def energy(flat, free, held, data):
         return potential_energy(model, (data,), {}, ravel_pytree(free)[1](flat) | held)
 
     return {
-        "value_and_grad": jax.jit(jax.value_and_grad(energy)),
-        "hessian": jax.jit(jax.hessian(energy)),
-        "constrain": jax.jit(
+        "value_and_grad": jit(jax.value_and_grad(energy)),
+        "hessian": jit(jax.hessian(energy)),
+        "constrain": jit(
             lambda z, data: jax.vmap(
                 jax.vmap(lambda one: constrain_fn(model, (data,), {}, one, return_deterministic=True))
             )(z)
@@ -138,7 +146,7 @@ def find_mode(
     sites = info.param_info.z
     held, free = {k: sites[k] for k in hold}, {k: v for k, v in sites.items() if k not in hold}
     flat = np.asarray(ravel_pytree(free)[0])
-    programs = _programs(model)
+    programs = _programs(model, _options(data))
 
     def objective(z):
         value, grad = programs["value_and_grad"](z, free, held, data)
@@ -178,7 +186,9 @@ def _sites(mode: dict[str, dict]) -> dict[str, jax.Array]:
 
 
 @lru_cache(maxsize=32)
-def _kernel(model: Model, num_warmup: int, accept: float) -> tuple[Callable, Callable]:
+def _kernel(
+    model: Model, num_warmup: int, accept: float, options: tuple[tuple[str, Any], ...]
+) -> tuple[Callable, Callable]:
     """Jitted (start, advance) for NUTS on the whitened posterior, vmapped over chains."""
 
     def potential_fn_gen(data, mode, scale):
@@ -200,7 +210,8 @@ def _kernel(model: Model, num_warmup: int, accept: float) -> tuple[Callable, Cal
         return jax.lax.scan(one, state, None, length=CHUNK)
 
     none = (None, None, None)
-    return jax.jit(jax.vmap(start, in_axes=(0, 0, *none))), jax.jit(jax.vmap(advance, in_axes=(0, *none)))
+    jit = partial(jax.jit, compiler_options=dict(options))
+    return jit(jax.vmap(start, in_axes=(0, 0, *none))), jit(jax.vmap(advance, in_axes=(0, *none)))
 
 
 class _Run:
@@ -210,7 +221,7 @@ class _Run:
         self.model, self.data, self.mode, self.scale = model, data, mode, scale
         self.on_progress, self.done = on_progress, done
         self.warmup = -(-num_warmup // CHUNK) * CHUNK
-        start, self.advance = _kernel(model, self.warmup, accept)
+        start, self.advance = _kernel(model, self.warmup, accept, _options(data))
         keys = jax.random.split(jax.random.key(seed), 2 * chains)
         white = jax.vmap(lambda key: jax.random.normal(key, (scale.shape[0],)))(keys[:chains])
         self.state = start(white, keys[chains:], data, mode, scale)
@@ -259,7 +270,7 @@ class _Run:
         flat, unravel = ravel_pytree(self.mode)
         white = jnp.asarray(np.concatenate(self.white, axis=1))
         z = jax.vmap(jax.vmap(lambda one: _sites(unravel(flat + self.scale @ one))))(white)
-        return _programs(self.model)["constrain"](z, self.data)
+        return _programs(self.model, _options(self.data))["constrain"](z, self.data)
 
 
 def rank_diagnostics(draws: np.ndarray) -> tuple[float, float]:

@@ -67,7 +67,7 @@ def test_the_grid_is_what_the_readme_says():
 
 
 def test_all_stages_end(finished):
-    code, said, out = finished
+    code, said, _ = finished
     assert code == 0
     assert said["trials"] == len(recipes.load("quickstart"))
     assert said["answer"]["lr"]["low"] < said["answer"]["lr"]["median"] < said["answer"]["lr"]["high"]
@@ -90,7 +90,7 @@ def test_report_is_one_page_with_pictures(finished):
     page = (out / "report.html").read_text()
     assert said["report"] == str(out / "report.html")
     assert page.count("<svg") >= 4
-    assert "src=\"http" not in page and "href=\"http" not in page
+    assert 'src="http' not in page and 'href="http' not in page
 
 
 def test_query_is_answered_from_the_packaged_posterior(monkeypatch, tmp_path):
