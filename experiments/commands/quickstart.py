@@ -16,6 +16,8 @@ from experiments.commands.sweep_run import interrupted
 from experiments.options import Parser
 from experiments.study import Findings
 
+LABELS = {"lr": "best lr tried", "batch_tokens": "best batch tried", "eval_loss": "held-out loss"}
+
 
 def parser() -> Parser:
     made = Parser(
@@ -75,19 +77,22 @@ def _print(found: Findings) -> None:
 
 
 def _heldout_table(law: str, test: Any) -> tuple[str, list[str], list[list[str]]]:
-    rows = [
-        [
-            show.count(r.params),
-            show.count(r.tokens),
-            f"{r.measured:.4f}",
-            f"{r.median:.4f}",
-            f"{r.low:.4f} .. {r.high:.4f}",
-            "yes" if r.inside else "NO",
-        ]
-        for r in test.table.itertuples()
-    ]
-    title = f"{law}: the largest models held out; mean error {show.percent(test.error)}"
-    return title, ["N", "tokens", "measured", "predicted", "90% interval", "inside"], rows
+    forms = {"lr": show.rate, "batch_tokens": show.count}
+    rows = []
+    for r in test.table.itertuples():
+        form = forms.get(r.quantity, show.loss)
+        interval = f"{form(r.low)} .. {form(r.high)}"
+        inside = "yes" if r.inside else "NO"
+        rows.append(
+            [LABELS[r.quantity], show.count(r.params), show.count(r.tokens), form(r.measured), form(r.median), interval]
+            + [inside, *([show.percent(r.regret)] if law == "steplaw" else [])]
+        )
+    header = ["", "N", "tokens", "measured", "predicted", "90% interval", "inside"]
+    if law == "steplaw":
+        title = "steplaw, the largest models held out: training them at the tried settings nearest to its answer"
+        title += f"\nwould have cost {show.percent(test.error)} of loss on average (regret)"
+        return title, [*header, "regret"], rows
+    return f"{law}, the largest models held out: off by {show.percent(test.error)} on average", header, rows
 
 
 def _as_json(found: Findings, answer: Any, summary: Any, seconds: float) -> dict[str, Any]:
