@@ -73,7 +73,7 @@ def validate(runs: pd.DataFrame, name: str, lines: bool) -> pd.DataFrame:
     runs["status"] = status.fillna("ok").astype(str).str.strip()
     recipe = runs["recipe"] if "recipe" in runs else pd.Series(Path(name).stem, index=runs.index)
     runs["recipe"] = recipe.fillna("").astype(str)
-    runs["reason"] = (runs["reason"] if "reason" in runs else pd.Series("", index=runs.index)).fillna("")
+    runs["reason"] = (runs["reason"] if "reason" in runs else pd.Series("", index=runs.index)).astype(object).fillna("")
     _check_schema(runs, name, lines)
     return runs.reset_index(drop=True)
 
