@@ -70,9 +70,9 @@ def validate(runs: pd.DataFrame, name: str, lines: bool) -> pd.DataFrame:
         if column in runs:
             runs[column] = _number(runs, column, name, lines)
     status = runs["status"] if "status" in runs else pd.Series("ok", index=runs.index)
-    runs["status"] = status.fillna("ok").astype(str).str.strip()
+    runs["status"] = status.astype(object).fillna("ok").astype(str).str.strip()
     recipe = runs["recipe"] if "recipe" in runs else pd.Series(Path(name).stem, index=runs.index)
-    runs["recipe"] = recipe.fillna("").astype(str)
+    runs["recipe"] = recipe.astype(object).fillna("").astype(str)
     runs["reason"] = (runs["reason"] if "reason" in runs else pd.Series("", index=runs.index)).astype(object).fillna("")
     _check_schema(runs, name, lines)
     return runs.reset_index(drop=True)
