@@ -89,7 +89,7 @@ def fit(
         "target": target,
         "rows": len(table),
         "excluded": excluded,
-        "ranges": {c: [float(used[c].min()), float(used[c].max())] for c in ("params", "tokens")},
+        "ranges": {c: [float(used[c].min()), float(used[c].max())] for c in ("params", "tokens", *form.COVARIATES)},
         "data_digest": _digest(used, ["params", "tokens", target, *form.COLUMNS]),
         "seed": seed,
         "settings": {"num_warmup": num_warmup, "num_samples": num_samples, "chains": chains},

@@ -90,33 +90,39 @@ class Posterior:
         """What the fit has to say about its data."""
         return self.meta["warnings"]
 
-    def predict(self, *, params: Any, tokens: Any, n_draws: int | None = None) -> Prediction:
+    def predict(self, *, params: Any, tokens: Any, n_draws: int | None = None, **covariates: Any) -> Prediction:
         """What the law says at N = params (non-embedding) and D = tokens: numbers or arrays that broadcast.
 
         steplaw: `lr` and `batch_tokens` at the optimum of a new (N, D) cell. Its median is the law's; its interval
         includes the scatter of cells about the law. Loss laws: `mean_loss` and `loss`. Intervals are for each query by
         itself: one draw's scatter or noise is shared by all queries.
+        covariates: what the law needs besides (`forms.get(law).COVARIATES`), such as unique_tokens.
         n_draws: how many draws to use; by default all, fewer (100 at least) for more than a thousand queries.
         Raises InputError for params or tokens that are not positive, finite and plausible as counts.
         """
-        N, D = _counts("params", params), _counts("tokens", tokens)
+        form = forms.get(self.law)
+        if set(covariates) != set(form.COVARIATES):
+            needs = ", ".join(("params", "tokens", *form.COVARIATES))
+            raise InputError(f"{self.law} predicts from {needs}; got {', '.join(('params', 'tokens', *covariates))}")
+        given = {"params": params, "tokens": tokens} | covariates
         try:
-            N, D = np.broadcast_arrays(N, D)
+            whole = np.broadcast_arrays(*(_counts(name, value) for name, value in given.items()))
         except ValueError:
-            raise InputError(
-                f"params {np.shape(params)} and tokens {np.shape(tokens)} do not broadcast; give one token count a size"
-            ) from None
+            shapes = " and ".join(f"{name} {np.shape(value)}" for name, value in given.items())
+            raise InputError(f"{shapes} do not broadcast; give one token count a size") from None
+        shape, query = whole[0].shape, {name: x.ravel() for name, x in zip(given, whole)}
         total = len(next(iter(self.draws.values())))
         if n_draws is None:
-            n_draws = min(total, max(100, ELEMENTS // max(N.size, 1)))
+            n_draws = min(total, max(100, ELEMENTS // max(whole[0].size, 1)))
         if not 1 <= n_draws <= total:
             raise InputError(f"n_draws must be 1 to {total}, got {n_draws}")
         chosen = np.linspace(0, total - 1, n_draws).round().astype(int)
         draws = {k: v[chosen] for k, v in self.draws.items()}
         noise = {k: _scores(n_draws, stream) for stream, k in enumerate(("lr", "batch", "loss"))}
-        out = forms.get(self.law).predict(draws, self.meta, N.ravel(), D.ravel(), noise)
-        quantities = {k: Quantity(v.reshape(n_draws, *N.shape)) for k, v in out.items()}
-        return Prediction(self.law, quantities, [*self._outside("params", N), *self._outside("tokens", D)])
+        out = form.predict(draws, self.meta, query, noise)
+        quantities = {k: Quantity(v.reshape(n_draws, *shape)) for k, v in out.items()}
+        outside = [note for name, values in query.items() for note in self._outside(name, values)]
+        return Prediction(self.law, quantities, outside)
 
     def _outside(self, column: str, values: np.ndarray) -> list[str]:
         low, high = self.meta["ranges"][column]

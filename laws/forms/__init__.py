@@ -1,8 +1,10 @@
 """The laws, one file each: data preparation, numpyro model, starting point and numpy prediction.
 
 A law's module has CITATION, QUANTITIES (what `predict` gives), SITES (the draws that are kept), HELD (hierarchical
-scales, see laws.sampler), COLUMNS (run-table columns it needs besides params, tokens and the target), and the functions
-prepare(runs, target) -> (data, facts), model(data), start(data), predict(draws, meta, params, tokens, noise).
+scales, see laws.sampler), COLUMNS (run-table columns it needs besides params, tokens and the target), COVARIATES (those
+of them that a prediction needs too), and the functions prepare(runs, target) -> (data, facts), model(data),
+start(data), predict(draws, meta, query, noise) with query: column -> [query]. A law of the loss is `priors(data) -> p`
+and `log_curve(xp, p, x)`, the rest is `laws.forms.grid`'s; `chinchilla` is the example to copy.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ from laws.forms import grid
 CITATION = "Hoffmann et al. 2022, Training Compute-Optimal Large Language Models, arXiv 2203.15556"
 COLUMNS = ()
 QUANTITIES = ("loss", "mean_loss")
-SITES = ("E", "A", "B", "alpha", "beta", "noise", "df")
+SITES = ("E", "A", "B", "alpha", "beta", *grid.SITES)
+COVARIATES = ()
 HELD = ()
 
 
@@ -27,13 +28,15 @@ def prepare(runs: pd.DataFrame, target: str) -> tuple[dict[str, Any], dict[str, 
     return grid.prepare(runs, target, law="chinchilla", parameters=5, sizes=3, budgets=3)
 
 
-def log_curve(xp: Any, e: Any, a: Any, b: Any, alpha: Any, beta: Any, n: Any, d: Any) -> Any:
-    """ln L; e, a, b: logs of the three terms at n = d = 0 (ln N and ln D less their centres)."""
-    return xp.logaddexp(e, xp.logaddexp(a - alpha * n, b - beta * d))
+def log_curve(xp: Any, p: dict[str, Any], x: dict[str, Any]) -> Any:
+    """ln L; p: E, A, B, alpha, beta; x: as `grid.coordinates` gives them."""
+    size = xp.log(p["A"]) - p["alpha"] * (x["n"] + x["ln_N"])
+    data = xp.log(p["B"]) - p["beta"] * (x["d"] + x["ln_D"])
+    return xp.logaddexp(xp.log(p["E"]), xp.logaddexp(size, data))
 
 
-def model(data: dict[str, Any]) -> None:
-    """The numpyro model. Priors: shares of the three terms in the loss at the centre, each around a third and anywhere
+def priors(data: dict[str, Any]) -> dict[str, Any]:
+    """E, A, B, alpha, beta. Shares of the three terms in the loss at the centre: each around a third and anywhere
     from 3% to 90%; exponents 0.35 give or take a factor 2.
 
     Sampled as what data determine best: the loss at the centre and its slopes in ln N and ln D there, then the shares.
@@ -49,13 +52,18 @@ def model(data: dict[str, Any]) -> None:
     # slope = share times exponent, so this is a prior on the exponents.
     slope_N = numpyro.sample("log_slope_N", dist.Normal(jnp.log(0.35) + share[1], 0.6))
     slope_D = numpyro.sample("log_slope_D", dist.Normal(jnp.log(0.35) + share[2], 0.6))
-    alpha = numpyro.deterministic("alpha", jnp.exp(slope_N - share[1]))
-    beta = numpyro.deterministic("beta", jnp.exp(slope_D - share[2]))
+    alpha, beta = jnp.exp(slope_N - share[1]), jnp.exp(slope_D - share[2])
     e, a, b = center + share
-    numpyro.deterministic("E", jnp.exp(e))
-    numpyro.deterministic("A", jnp.exp(a + alpha * data["ln_N"]))
-    numpyro.deterministic("B", jnp.exp(b + beta * data["ln_D"]))
-    grid.observe(log_curve(jnp, e, a, b, alpha, beta, data["n"], data["d"]), data["log_loss"])
+    p = {"E": jnp.exp(e), "A": jnp.exp(a + alpha * data["ln_N"]), "B": jnp.exp(b + beta * data["ln_D"])}
+    p |= {"alpha": alpha, "beta": beta}
+    return {site: numpyro.deterministic(site, value) for site, value in p.items()}
+
+
+def model(data: dict[str, Any]) -> None:
+    """The numpyro model."""
+    import jax.numpy as jnp
+
+    grid.observe(log_curve(jnp, priors(data), data), data)
 
 
 def start(data: dict[str, Any]) -> dict[str, Any]:
@@ -71,13 +79,13 @@ def start(data: dict[str, Any]) -> dict[str, Any]:
         "share_b": share_b,
         "log_slope_N": np.log(alpha) + log_share[1],
         "log_slope_D": np.log(beta) + log_share[2],
-        "noise": 5e-3,
-        "df_above_1": 5.0,
-    }
+    } | grid.START
 
 
 def point_fit(data: dict[str, Any], delta: float = 1e-3) -> np.ndarray:
-    """[e, a, b, alpha, beta] of `log_curve` by Huber loss on log L: the best of a small grid of L-BFGS starts."""
+    """[e, a, b, alpha, beta] by Huber loss on log L: the best of a small grid of BFGS starts.
+
+    e, a, b: logs of the three terms at the centre of the data."""
     from scipy.optimize import minimize
     from scipy.special import huber
 
@@ -85,7 +93,7 @@ def point_fit(data: dict[str, Any], delta: float = 1e-3) -> np.ndarray:
 
     def objective(p):
         e, a, b, alpha, beta = p
-        curve = log_curve(np, e, a, b, alpha, beta, n, d)
+        curve = np.logaddexp(e, np.logaddexp(a - alpha * n, b - beta * d))
         residual = curve - y
         pull = np.clip(residual, -delta, delta)
         terms = np.exp(np.stack([np.full_like(n, e), a - alpha * n, b - beta * d]) - curve)
@@ -101,14 +109,7 @@ def point_fit(data: dict[str, Any], delta: float = 1e-3) -> np.ndarray:
 
 
 def predict(
-    draws: dict[str, np.ndarray],
-    meta: dict[str, Any],
-    params: np.ndarray,
-    tokens: np.ndarray,
-    noise: dict[str, np.ndarray],
+    draws: dict[str, np.ndarray], meta: dict[str, Any], query: dict[str, np.ndarray], noise: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """`mean_loss` (the curve) and `loss` (of a new run: noise included): [draw, query]."""
-    E, A, B, alpha, beta = (draws[k][:, None] for k in SITES[:5])
-    # Powers as exponentials of sums: A alone may be huge, A N^-alpha never is.
-    mean = E + np.exp(np.log(A) - alpha * np.log(params)) + np.exp(np.log(B) - beta * np.log(tokens))
-    return {"mean_loss": mean, "loss": grid.predictive(mean, draws, noise)}
+    """See `laws.forms.grid.predict`."""
+    return grid.predict(log_curve, draws, meta, query, noise)

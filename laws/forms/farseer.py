@@ -26,7 +26,8 @@ CITATION = "Li et al. 2025, Predictable Scale: Part II, Farseer, arXiv 2506.1097
 COLUMNS = ()
 QUANTITIES = ("loss", "mean_loss")
 PIECES = ("floor", "gap", "decay")
-SITES = tuple(f"{piece}{part}" for piece in PIECES for part in ("", "_slope", "_power")) + ("noise", "df")
+SITES = tuple(f"{piece}{part}" for piece in PIECES for part in ("", "_slope", "_power")) + grid.SITES
+COVARIATES = ()
 HELD = ()
 DECADE = np.log(10.0)
 
@@ -44,8 +45,9 @@ def stretched(xp: Any, level: Any, slope: Any, power: Any, n: Any) -> Any:
     return level + slope * bent
 
 
-def log_curve(xp: Any, p: dict[str, Any], n: Any, d: Any, ln_D: Any) -> Any:
-    """ln L; p: values of SITES, n and d: ln N and ln D less their centres, ln_D: D's centre."""
+def log_curve(xp: Any, p: dict[str, Any], x: dict[str, Any]) -> Any:
+    """ln L; p: values of SITES; x: as `grid.coordinates` gives them."""
+    n, d, ln_D = x["n"], x["d"], x["ln_D"]
     A_0 = xp.exp(p["decay"])
     level, slope = p["gap"] + A_0 * ln_D, p["gap_slope"] + A_0 * p["decay_slope"] * ln_D
     floor = stretched(xp, p["floor"], p["floor_slope"], p["floor_power"], n)
@@ -53,8 +55,8 @@ def log_curve(xp: Any, p: dict[str, Any], n: Any, d: Any, ln_D: Any) -> Any:
     return xp.logaddexp(floor, stretched(xp, level, slope, p["gap_power"], n) - A * (d + ln_D))
 
 
-def model(data: dict[str, Any]) -> None:
-    """The numpyro model."""
+def priors(data: dict[str, Any]) -> dict[str, Any]:
+    """Values of SITES."""
     import jax
     import jax.numpy as jnp
     import numpyro
@@ -78,15 +80,22 @@ def model(data: dict[str, Any]) -> None:
     for piece in PIECES:
         p[f"{piece}_power"] = numpyro.sample(f"{piece}_power", dist.Normal(0.0, 0.2))
     # The loss falls with N, at every corner of the data's rectangle widened by half a decade.
-    corners_n = jnp.stack([data["n"].min() - DECADE / 2, data["n"].max() + DECADE / 2])[:, None]
-    corners_d = jnp.stack([data["d"].min() - DECADE / 2, data["d"].max() + DECADE / 2])[None, :]
+    corner = {
+        "n": jnp.stack([data["n"].min() - DECADE / 2, data["n"].max() + DECADE / 2])[:, None],
+        "d": jnp.stack([data["d"].min() - DECADE / 2, data["d"].max() + DECADE / 2])[None, :],
+        "ln_D": data["ln_D"],
+    }
     step = 0.01
-    fall = (
-        log_curve(jnp, p, corners_n, corners_d, data["ln_D"])
-        - log_curve(jnp, p, corners_n + step, corners_d, data["ln_D"])
-    ) / step
+    fall = (log_curve(jnp, p, corner) - log_curve(jnp, p, corner | {"n": corner["n"] + step})) / step
     numpyro.factor("falling", jax.nn.log_sigmoid(fall / 0.01).sum())
-    grid.observe(log_curve(jnp, p, data["n"], data["d"], data["ln_D"]), data["log_loss"])
+    return p
+
+
+def model(data: dict[str, Any]) -> None:
+    """The numpyro model."""
+    import jax.numpy as jnp
+
+    grid.observe(log_curve(jnp, priors(data), data), data)
 
 
 def start(data: dict[str, Any]) -> dict[str, Any]:
@@ -99,16 +108,15 @@ def start(data: dict[str, Any]) -> dict[str, Any]:
     logit = np.clip(b - floor, -3.0, 1.0)
     share = 1 / (1 + np.exp(-logit))
     gap_slope = -0.02
-    return {
+    out = {
         "center": np.logaddexp(floor, b),
         "share": logit,
         "log_slope_D": np.log(share * beta),
         "gap_slope": gap_slope,
         "slope_N": share * gap_slope - (1 - share) * alpha * np.exp(a - floor),
         "decay_slope": 0.0,
-        "noise": 5e-3,
-        "df_above_1": 5.0,
-    } | {f"{piece}_power": 0.0 for piece in PIECES}
+    }
+    return out | {f"{piece}_power": 0.0 for piece in PIECES} | grid.START
 
 
 def coefficients(draws: dict[str, np.ndarray], meta: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -134,13 +142,7 @@ def coefficients(draws: dict[str, np.ndarray], meta: dict[str, Any]) -> dict[str
 
 
 def predict(
-    draws: dict[str, np.ndarray],
-    meta: dict[str, Any],
-    params: np.ndarray,
-    tokens: np.ndarray,
-    noise: dict[str, np.ndarray],
+    draws: dict[str, np.ndarray], meta: dict[str, Any], query: dict[str, np.ndarray], noise: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """`mean_loss` (the curve) and `loss` (of a new run: noise included): [draw, query]."""
-    n, d = np.log(params) - meta["center"]["ln_N"], np.log(tokens) - meta["center"]["ln_D"]
-    mean = np.exp(log_curve(np, {k: draws[k][:, None] for k in SITES[:-2]}, n, d, meta["center"]["ln_D"]))
-    return {"mean_loss": mean, "loss": grid.predictive(mean, draws, noise)}
+    """See `laws.forms.grid.predict`."""
+    return grid.predict(log_curve, draws, meta, query, noise)

@@ -38,6 +38,7 @@ from laws.errors import FitError
 CITATION = "Li et al. 2025, Predictable Scale: Part I, Step Law, arXiv 2503.04715"
 COLUMNS = ("lr", "batch_tokens")
 QUANTITIES = ("lr", "batch_tokens")
+COVARIATES = ()
 # Runs modelled: log loss within WINDOW of the cell's best, and the best KEEP_AT_LEAST: far from the optimum no simple
 # form holds, and the answer does not depend on it.
 WINDOW, KEEP_AT_LEAST = 0.02, 12
@@ -294,18 +295,15 @@ def start(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def predict(
-    draws: dict[str, np.ndarray],
-    meta: dict[str, Any],
-    params: np.ndarray,
-    tokens: np.ndarray,
-    noise: dict[str, np.ndarray],
+    draws: dict[str, np.ndarray], meta: dict[str, Any], query: dict[str, np.ndarray], noise: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """`lr` and `batch_tokens` at the optimum of a new cell: [draw, query]. The scatter of cells about the law is
     included, so an interval says where the optimum of a cell nobody has swept would be; the median is the law's.
 
+    query: `params` and `tokens`, [query] each.
     noise: standard normal scores, one a draw, under the names `lr` and `batch` (marginally right at every query).
     """
-    ln_N, ln_D = np.log(params), np.log(tokens)
+    ln_N, ln_D = np.log(query["params"]), np.log(query["tokens"])
     out = {}
     for name, quantity in (("lr", "lr"), ("batch", "batch_tokens")):
         offset = draws[f"{name}_const"] + draws[f"{name}_sd"] * noise[name]

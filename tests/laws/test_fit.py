@@ -166,7 +166,7 @@ def test_numpy_curve_is_the_models(law):
             trace = numpyro.handlers.trace(seeded).get_trace({k: jnp.asarray(v) for k, v in data.items()})
             draws = {name: np.asarray(trace[name]["value"])[None] for name in form.SITES}
             N, D = np.exp(data["ln_N"] + data["n"]), np.exp(data["ln_D"] + data["d"])
-            out = form.predict(draws, facts, N, D, {"loss": np.zeros(1)})
+            out = form.predict(draws, facts, {"params": N, "tokens": D}, {"loss": np.zeros(1)})
             np.testing.assert_allclose(np.log(out["mean_loss"][0]), trace["log_loss"]["fn"].loc, rtol=1e-9)
             np.testing.assert_allclose(out["loss"], out["mean_loss"], rtol=1e-12)
 
@@ -182,7 +182,7 @@ def test_numpy_optimum_is_the_models():
         )
         draws = {k: np.asarray(v["value"])[None] for k, v in numpyro.handlers.trace(quiet).get_trace(data).items()}
         N, D = np.exp(data["ln_N"] + data["n"]), np.exp(data["ln_D"] + data["d"])
-        at = steplaw.predict(draws, facts, N, D, {"lr": np.zeros(1), "batch": np.zeros(1)})
+        at = steplaw.predict(draws, facts, {"params": N, "tokens": D}, {"lr": np.zeros(1), "batch": np.zeros(1)})
 
         def log_loss(lr_step: float, batch_step: float) -> np.ndarray:
             moved = {"lr": np.log(at["lr"][0]) + lr_step, "batch": np.log(at["batch_tokens"][0]) + batch_step}
