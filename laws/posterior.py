@@ -104,9 +104,9 @@ class Posterior:
         if set(covariates) != set(form.COVARIATES):
             needs = ", ".join(("params", "tokens", *form.COVARIATES))
             raise InputError(f"{self.law} predicts from {needs}; got {', '.join(('params', 'tokens', *covariates))}")
-        given = {"params": params, "tokens": tokens} | covariates
+        given = {name: _counts(name, x) for name, x in ({"params": params, "tokens": tokens} | covariates).items()}
         try:
-            whole = np.broadcast_arrays(*(_counts(name, value) for name, value in given.items()))
+            whole = np.broadcast_arrays(*given.values())
         except ValueError:
             shapes = " and ".join(f"{name} {np.shape(value)}" for name, value in given.items())
             raise InputError(f"{shapes} do not broadcast; give one token count a size") from None
