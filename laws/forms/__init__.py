@@ -15,7 +15,7 @@ from types import ModuleType
 
 from laws.errors import InputError
 
-NAMES = ("steplaw", "farseer", "chinchilla")
+NAMES = ("steplaw", "farseer", "chinchilla", "nested")
 
 
 def get(law: str) -> ModuleType:

@@ -36,10 +36,22 @@ def log_curve(xp: Any, p: dict[str, Any], x: dict[str, Any]) -> Any:
 
 
 def priors(data: dict[str, Any]) -> dict[str, Any]:
-    """E, A, B, alpha, beta. Shares of the three terms in the loss at the centre: each around a third and anywhere
-    from 3% to 90%; exponents 0.35 give or take a factor 2.
+    """E, A, B, alpha, beta."""
+    import jax.numpy as jnp
+    import numpyro
 
-    Sampled as what data determine best: the loss at the centre and its slopes in ln N and ln D there, then the shares.
+    center, share, (alpha, beta) = at_center(data)
+    e, a, b = center + share
+    p = {"E": jnp.exp(e), "A": jnp.exp(a + alpha * data["ln_N"]), "B": jnp.exp(b + beta * data["ln_D"])}
+    p |= {"alpha": alpha, "beta": beta}
+    return {site: numpyro.deterministic(site, value) for site, value in p.items()}
+
+
+def at_center(data: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """ln of the loss at the centre of the data, ln of the shares of the three terms in it [3], exponents [2].
+
+    Shares around a third each, anywhere from 3% to 90%; exponents 0.35 give or take a factor 2. Sampled as what data
+    determine best: the loss at the centre and its slopes in ln N and ln D there (share times exponent), then the shares.
     """
     import jax
     import jax.numpy as jnp
@@ -47,16 +59,11 @@ def priors(data: dict[str, Any]) -> dict[str, Any]:
     import numpyro.distributions as dist
 
     center = numpyro.sample("center", dist.Normal(data["ln_L"], 0.2))
-    shares = [numpyro.sample(f"share_{k}", dist.Normal(0.0, 1.0)) for k in "ab"]
-    share = jax.nn.log_softmax(jnp.stack([0.0, *shares]))
-    # slope = share times exponent, so this is a prior on the exponents.
-    slope_N = numpyro.sample("log_slope_N", dist.Normal(jnp.log(0.35) + share[1], 0.6))
-    slope_D = numpyro.sample("log_slope_D", dist.Normal(jnp.log(0.35) + share[2], 0.6))
-    alpha, beta = jnp.exp(slope_N - share[1]), jnp.exp(slope_D - share[2])
-    e, a, b = center + share
-    p = {"E": jnp.exp(e), "A": jnp.exp(a + alpha * data["ln_N"]), "B": jnp.exp(b + beta * data["ln_D"])}
-    p |= {"alpha": alpha, "beta": beta}
-    return {site: numpyro.deterministic(site, value) for site, value in p.items()}
+    share = jax.nn.log_softmax(jnp.stack([0.0, *(numpyro.sample(f"share_{k}", dist.Normal(0.0, 1.0)) for k in "ab")]))
+    slopes = [
+        numpyro.sample(f"log_slope_{k}", dist.Normal(jnp.log(0.35) + share[i], 0.6)) for i, k in ((1, "N"), (2, "D"))
+    ]
+    return center, share, jnp.exp(jnp.stack(slopes) - share[1:])
 
 
 def model(data: dict[str, Any]) -> None:
