@@ -24,10 +24,13 @@ if TYPE_CHECKING:
 COLUMNS: dict[str, tuple[str, str]] = {
     "run_id": ("", "name of the run, unique where given"),
     "recipe": ("", "name of the data and training recipe"),
-    "params": ("count", "N: non-embedding parameters"),
+    "params": ("count", "N: non-embedding parameters, of all experts"),
     "params_active": ("count", "parameters active per token (mixture of experts)"),
+    "n_experts": ("", "experts in a routed layer, 1 for a dense model"),
+    "top_k": ("", "experts a token is sent to"),
     "params_total": ("count", "parameters with embeddings"),
-    "tokens": ("tokens", "D: training tokens"),
+    "tokens": ("tokens", "D: training tokens, repeats included"),
+    "unique_tokens": ("tokens", "distinct training tokens: below D where data are repeated"),
     "lr": ("", "peak learning rate"),
     "batch_tokens": ("tokens", "batch size in tokens: sequences times sequence length"),
     "seq_len": ("tokens", "sequence length"),
@@ -36,19 +39,27 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "bpc": ("bits per character", "loss on the held-out set in bits per character"),
     "flops": ("FLOP", "training compute"),
     "status": ("", "ok, diverged or failed"),
+    "step": ("", "optimiser step of a checkpoint"),
+    "portion": ("", "share of the run's steps at a checkpoint"),
     "reason": ("", "why a run diverged or failed"),
     "seed": ("", "random seed"),
 }
 LOSSES = ("loss", "eval_loss", "bpc")
 STATUSES = ("ok", "diverged", "failed")
 
-_COUNTS = ("params", "params_active", "params_total", "tokens", "lr", "batch_tokens", "seq_len", "flops")
-_SHAPES = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "vocab_size", "n_experts", "top_k")
+_COUNTS = (
+    *("params", "params_active", "params_total", "tokens", "unique_tokens", "lr", "batch_tokens", "seq_len", "flops"),
+    *("n_experts", "top_k", "step", "portion"),
+)
+_SHAPES = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "vocab_size")
 _NUMBERS = (*_COUNTS, *LOSSES, *_SHAPES)
 # What other tables call these columns; used only to name the likely column in a message, never to rename.
 _ALSO = {
     "params": ("n", "parameters", "n_params", "num_params", "model_size", "non_embedding_params", "size"),
     "tokens": ("d", "n_tokens", "num_tokens", "train_tokens", "total_tokens", "training_tokens"),
+    "params_active": ("active_params", "n_active", "na", "activated_params", "dense_parameter_count"),
+    "unique_tokens": ("u", "unique", "n_unique_tokens"),
+    "n_experts": ("num_experts", "experts", "nume"),
     "lr": ("learning_rate", "peak_lr", "max_lr", "learning rate"),
     "batch_tokens": ("bs", "batch", "batch_size", "batch size", "global_batch_size"),
     "loss": ("smooth loss", "train_loss", "final_loss", "training_loss"),
@@ -229,6 +240,19 @@ _RULES: list[tuple[str, str, Test]] = [
         lambda r: ~(_get(r, "params") > _get(r, "params_total")),
     ),
     ("params", "counts the embeddings, by its shape columns; leave embedding and head out", _no_embeddings),
+    (
+        "params_active",
+        "above params; params counts all experts, params_active those that a token sees",
+        lambda r: ~(_get(r, "params_active") > np.fmax(_get(r, "params"), _get(r, "params_total"))),
+    ),
+    ("n_experts", "below 1; a dense model has 1", lambda r: ~(_get(r, "n_experts") < 1)),
+    ("top_k", "above n_experts; are the two columns swapped?", lambda r: ~(_get(r, "top_k") > _get(r, "n_experts"))),
+    (
+        "unique_tokens",
+        "above tokens; of the tokens trained on, unique_tokens counts each text once",
+        lambda r: ~(_get(r, "unique_tokens") > 1.001 * _get(r, "tokens")),
+    ),
+    ("portion", "above 1.1; a share of the run's steps, give 0.5 for half", lambda r: ~(_get(r, "portion") > 1.1)),
     ("lr", "not a plausible peak learning rate; give the rate itself, such as 3e-4", lambda r: ~(_get(r, "lr") > 100)),
     *[
         (c, "no loss in a run with status ok; drop the row, or add a column status that says diverged", _loss_given(c))

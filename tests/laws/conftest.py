@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 import laws
+from laws import datasets
 
 STEPLAW = {"lr_const": 2.3, "lr_N": -0.5, "lr_D": 0.2, "batch_const": 1.0, "batch_N": 0.0, "batch_D": 0.5}
 CHINCHILLA = {"E": 1.7, "A": 400.0, "B": 1800.0, "alpha": 0.34, "beta": 0.36}
@@ -16,14 +17,10 @@ FARSEER |= {"a3": -0.021147388, "gamma": 0.169, "b3": -0.091262337}
 
 def published(name: str) -> pd.DataFrame:
     """A published table, or a skip where its file is not at hand (nothing is downloaded by tests)."""
-    files = {
-        "steplaw-dense": "steplaw/dense_lr_bs_loss.csv",
-        "farseer": "farseer/1222_full.csv",
-        "epoch-chinchilla": "epoch_chinchilla/svg_extracted_data.csv",
-    }
+    file = datasets.TABLES[name].file
     folder = os.environ.get("STEPSEER_DATA")
-    if not folder or not os.path.exists(os.path.join(folder, files[name])):
-        pytest.skip(f"STEPSEER_DATA names no folder with {files[name]}")
+    if not folder or not os.path.exists(os.path.join(folder, file)):
+        pytest.skip(f"STEPSEER_DATA names no folder with {file}")
     return laws.load_runs(name)
 
 

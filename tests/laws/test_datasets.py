@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from laws import datasets
+from laws import datasets, published_tables
 from laws.errors import InputError
 from laws.runs import load_runs
 
@@ -42,7 +42,7 @@ def home(tmp_path, monkeypatch):
         datasets.TABLES["epoch-chinchilla"], file="tiny/tiny.csv", sha256=hashlib.sha256(CONTENT).hexdigest()
     )
     monkeypatch.setitem(datasets.TABLES, "tiny", table)
-    monkeypatch.setattr(datasets.Table, "url", f"http://127.0.0.1:{server.server_address[1]}/tiny.csv")
+    monkeypatch.setattr(published_tables.Table, "url", f"http://127.0.0.1:{server.server_address[1]}/tiny.csv")
     monkeypatch.delenv("STEPSEER_DATA", raising=False)
     monkeypatch.setenv("STEPSEER_CACHE", str(tmp_path / "cache"))
     yield served
@@ -132,6 +132,73 @@ def test_checksums_agree_with_the_manifest():
 def test_every_table_passes_the_door(name):
     runs = load_runs(name)
     assert len(runs) > 80 and (runs["status"] == "ok").all()
+
+
+@needs_tables
+def test_the_listing_names_every_recipe():
+    listing = datasets.tables().set_index("name")
+    assert sorted(listing.index) == datasets.names()
+    for name in datasets.names():
+        assert listing.loc[name, "recipes"].split(", ") == sorted(set(load_runs(name)["recipe"])), name
+
+
+@needs_tables
+@pytest.mark.parametrize("table", datasets.loss_tables(), ids=lambda t: t.label)
+def test_loss_tables_can_be_fitted(table):
+    runs = datasets.load_loss_table(table)
+    cells = runs.dropna(subset=[table.target]).groupby(["params", "tokens"])
+    assert cells.ngroups >= 12 and runs["params"].nunique() >= 3 and runs["tokens"].nunique() >= 3
+    assert len(set(runs["recipe"])) == 1
+
+
+def test_loss_tables_are_told_apart_and_repeat_what_is_there():
+    tables = datasets.loss_tables()
+    assert len({t.label for t in tables}) == len(tables)
+    assert {t.repeats for t in tables} - {""} <= {t.name for t in tables if not t.repeats}
+
+
+@needs_tables
+def test_the_count_of_parameters_can_be_chosen():
+    without, both = (datasets.load_loss_table(t) for t in datasets.loss_tables() if t.name == "misfitting")
+    assert (without["params"] < both["params"]).all()
+    np.testing.assert_array_equal(without["params_total"], both["params"])
+
+
+@needs_tables
+def test_repeated_data_and_names_that_were_cut():
+    runs = load_runs("datablations").set_index("run_id")
+    single = runs["recipe"] == "single-epoch"
+    assert (runs["unique_tokens"] <= runs["tokens"]).all()
+    assert (single == (runs["unique_tokens"] == runs["tokens"])).all() and single.sum() == 41
+    assert tuple(runs.loc["2b84b84b8", ["tokens", "unique_tokens"]]) == (4.8e9, 4.8e9)
+    assert tuple(runs.loc["1b58b81b5", ["tokens", "unique_tokens"]]) == (8.8e9, 1.5e9)
+    assert tuple(runs.loc["619m22b4b8", ["tokens", "unique_tokens"]]) == (2.2e10, 4.8e9)
+
+
+@needs_tables
+def test_a_routed_run_ends_once_and_counts_its_experts():
+    runs, checkpoints = load_runs("routed-moe"), load_runs("routed-moe-checkpoints")
+    assert len(runs) == 223 == runs["run_id"].nunique() == checkpoints["run_id"].nunique()
+    assert ((runs["tokens"] / 130.5e9 - 1).abs() < 0.01).all() and len(checkpoints) > 20 * len(runs)
+    dense = runs["recipe"] == "Dense"
+    assert (runs["params"] == runs["params_active"])[dense].all() and (runs["n_experts"] == 1)[dense].all()
+    assert (runs["params"] > runs["params_active"])[runs["n_experts"] > 1].all()
+
+
+@needs_tables
+def test_isoflop_points_keep_their_doubts_and_leave_out_what_is_no_loss():
+    runs, llama = load_runs("isoflops"), load_runs("isoflops-llama3")
+    assert runs["outlier"].sum() > 100 and (runs["outlier"] == (runs["outlier_reason"] != "")).all()
+    assert len(llama) == 133 and llama["bpc"].max() < 1 and "eval_loss" not in llama
+
+
+@needs_tables
+def test_gadre_measurement_errors_are_those_of_a_mean():
+    runs = load_runs("gadre")
+    errors = [c for c in runs if c.endswith("_error")]
+    assert len(errors) == 8
+    for column in errors:
+        assert (runs[column] / runs[column.removesuffix("_error")]).between(1e-4, 1e-2).all(), column
 
 
 @needs_tables

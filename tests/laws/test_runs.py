@@ -67,6 +67,11 @@ def test_a_quickstart_sized_table_passes():
         ({"lr": [0.0, 1e-3, 1e-3]}, ["row 1", "lr = 0"]),
         ({"status": ["ok", "done", "ok"]}, ["row 2", "status = 'done'", "ok, diverged or failed"]),
         ({"params_total": [1e7] * 3}, ["above params_total"]),
+        ({"params_active": [5e8] * 3}, ["params_active = 5e+08", "above params", "all experts"]),
+        ({"unique_tokens": [1e9, 5e9, 1e9]}, ["row 2", "unique_tokens = 5e+09", "above tokens"]),
+        ({"n_experts": [0.5] * 3}, ["n_experts = 0.5", "dense model has 1"]),
+        ({"n_experts": [2, 2, 8], "top_k": [2, 4, 2]}, ["row 2", "top_k = 4", "swapped"]),
+        ({"portion": [0.5, 1.0, 50]}, ["row 3", "portion = 50", "0.5 for half"]),
     ],
 )
 def test_a_bad_row_is_named_with_its_value_and_the_remedy(columns, said):
