@@ -16,8 +16,28 @@ _HOMES = {
     "Posterior": "laws.posterior",
     "load_posterior": "laws.posterior",
     "backtest": "laws.holdout",
+    "allocate": "laws.allocation",
+    "overtrain": "laws.allocation",
+    "cheapest": "laws.inverse",
+    "params_for": "laws.inverse",
+    "tokens_for": "laws.inverse",
+    "compare": "laws.comparison",
 }
-__all__ = ["FitError", "InputError", "Posterior", "backtest", "fit", "load_posterior", "load_runs"]
+__all__ = [
+    "FitError",
+    "InputError",
+    "Posterior",
+    "allocate",
+    "backtest",
+    "cheapest",
+    "compare",
+    "fit",
+    "load_posterior",
+    "load_runs",
+    "overtrain",
+    "params_for",
+    "tokens_for",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,351 @@
+"""How to spend compute: the size and the tokens of lowest loss at a budget, draw by draw, and how flat the valley is.
+
+Along a budget C = 6 N D (+ 2 N T for T inference tokens: Sardana et al. 2024, Beyond Chinchilla-Optimal, arXiv
+2401.00448) every draw of the mean loss is evaluated on one grid of D / N and its minimum interpolated. Two answers
+come of it: the optimum of each draw, whose spread says how well the law knows it, and the recommended size, which has
+the lowest loss averaged over the draws. No closed form is used, so that any law, stack or form error goes through.
+
+Some laws (Farseer) have only a local minimum, and none above some budget: the lowest interior minimum is taken, and
+`warnings` says in what share of the draws it is merely local or missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from laws.errors import InputError
+from laws.posterior import Posterior, Quantity
+from laws.posterior import _counts as counts
+from laws.posterior import _plain as plain
+
+POINTS = 193  # on the grid of one budget: 24 a decade of tokens per parameter
+RATIOS = (0.01, 1e6)  # tokens per parameter between which an optimum is sought
+TOLERANCES = (0.001, 0.005, 0.01)  # of the flat valley
+SMALLER = (1.5, 2.0, 4.0, 8.0)  # how many times smaller a model in `overtrain`
+SHARE = 0.05  # of the draws: below it nothing is said about them
+PerToken = float | Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """Where the loss is lowest at each budget. Shapes are those of `flops`; Quantities have draws [n, *flops].
+
+    params, tokens, ratio (tokens per parameter), loss: of every draw's own optimum. `recommended_params` and
+    `recommended_tokens` have the lowest posterior mean loss (nan where that has no interior minimum);
+    `recommended_loss` is the mean loss (of the curve, no run's noise) there. valley: tolerance -> (smallest, largest)
+    N whose loss is within that of the recommended one's. no_optimum, local_only: the shares of draws without an
+    interior minimum (their params are at the edge of the search) and of those whose loss is lower still at the edge.
+    curve: columns flops, params, tokens, mean, low, high: the loss along each budget, with its 90% interval.
+    """
+
+    flops: Any
+    params: Quantity
+    tokens: Quantity
+    ratio: Quantity
+    loss: Quantity
+    recommended_params: Any
+    recommended_tokens: Any
+    recommended_loss: Quantity
+    valley: dict[float, tuple[Any, Any]]
+    no_optimum: Any
+    local_only: Any
+    inference_tokens: float
+    curve: pd.DataFrame = field(repr=False)
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a model costs: FLOPs per token in training and at inference, as multiples of N or functions of N."""
+
+    inference_tokens: float = 0.0
+    flops_per_token: PerToken = 6.0
+    inference_flops_per_token: PerToken = 2.0
+
+    def tokens(self, flops: Any, params: np.ndarray) -> np.ndarray:
+        """Training tokens that `flops` leaves a model of `params`; negative where inference costs more."""
+        served = self.inference_tokens * _rate(self.inference_flops_per_token, params)
+        return (flops - served) / _rate(self.flops_per_token, params)
+
+    def flops(self, params: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """The cost of training on `tokens`, without inference."""
+        return _rate(self.flops_per_token, params) * tokens
+
+    def total(self, params: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """The cost of training on `tokens` and of inference."""
+        return self.flops(params, tokens) + self.inference_tokens * _rate(self.inference_flops_per_token, params)
+
+    def params(self, flops: float, ratio: np.ndarray) -> np.ndarray:
+        """The size that `flops` pays for with `ratio` tokens a parameter, by bisection."""
+        low, high = np.full(np.shape(ratio), np.log(1.0)), np.full(np.shape(ratio), np.log(1e20))
+        for _ in range(60):
+            middle = (low + high) / 2
+            size = np.exp(middle)
+            dear = self.total(size, ratio * size) > flops
+            low, high = np.where(dear, low, middle), np.where(dear, middle, high)
+        return np.exp((low + high) / 2)
+
+    def ratios(self, flops: float) -> np.ndarray:
+        """The grid of tokens a parameter: RATIOS, as far as they leave a thousand parameters and tokens at least."""
+        every = np.geomspace(*RATIOS, 1601)
+        params = self.params(flops, every)
+        fits = (params >= 1e3) & (every * params >= 1e3) & (every * params <= 1e20)
+        if fits.sum() < 3:
+            served = f" and {self.inference_tokens:.3g} tokens of inference" if self.inference_tokens else ""
+            raise InputError(
+                f"flops {flops:.3g} does not pay for a model of a thousand parameters, a thousand tokens{served}; "
+                "give the whole budget in FLOP, such as 1e21"
+            )
+        at = np.flatnonzero(fits)
+        return np.geomspace(every[at[0]], every[at[-1]], POINTS)
+
+
+def _rate(rule: PerToken, params: np.ndarray) -> np.ndarray:
+    return rule(params) if callable(rule) else rule * params
+
+
+def allocate(
+    posterior: Posterior,
+    *,
+    flops: Any,
+    inference_tokens: float = 0.0,
+    flops_per_token: PerToken = 6.0,
+    inference_flops_per_token: PerToken = 2.0,
+    n_draws: int | None = None,
+    **covariates: float,
+) -> Allocation:
+    """The size and tokens of lowest loss with `flops` to spend: a number or an array of budgets in FLOP.
+
+    inference_tokens: tokens the model will serve, whose cost comes out of `flops`. flops_per_token,
+    inference_flops_per_token: FLOPs per token over N (6 and 2), or functions of an array of N. covariates: what the law
+    needs besides params and tokens, one value each. n_draws: by default all draws.
+    Raises InputError for budgets that are not positive, finite and plausible, and for laws without a loss.
+    """
+    shape, every = np.shape(flops), _budgets(flops)
+    budget = Budget(served(inference_tokens), flops_per_token, inference_flops_per_token)
+    found = [optimum(posterior, C, budget, n_draws, covariates) for C in every]
+
+    def gather(name: str) -> np.ndarray:
+        whole = np.stack([getattr(one, name) for one in found], axis=-1)
+        return whole.reshape((*whole.shape[:-1], *shape))
+
+    params, tokens = gather("params"), gather("tokens")
+    best, its_tokens = gather("best_params"), gather("best_tokens")
+    known = np.isfinite(best)
+    at_best = posterior.predict(params=best[known], tokens=its_tokens[known], n_draws=len(params), **covariates)
+    best_loss = np.full(params.shape, np.nan)
+    best_loss[:, known] = at_best.mean_loss.draws.reshape(len(params), -1)
+    none, local = gather("no_optimum").mean(axis=0), gather("local_only").mean(axis=0)
+    curve = pd.concat([one.curve for one in found], ignore_index=True)
+    return Allocation(
+        flops=plain(every.reshape(shape)),
+        params=Quantity(params),
+        tokens=Quantity(tokens),
+        ratio=Quantity(tokens / params),
+        loss=Quantity(gather("loss")),
+        recommended_params=plain(best),
+        recommended_tokens=plain(its_tokens),
+        recommended_loss=Quantity(best_loss),
+        valley={t: (plain(gather("valley")[0, i]), plain(gather("valley")[1, i])) for i, t in enumerate(TOLERANCES)},
+        no_optimum=plain(none),
+        local_only=plain(local),
+        inference_tokens=budget.inference_tokens,
+        curve=curve,
+        warnings=[*_doubts(every, none.ravel(), local.ravel()), *at_best.warnings],
+    )
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """Of one budget, as in Allocation: draws [n]; valley [2, tolerance]."""
+
+    params: np.ndarray
+    tokens: np.ndarray
+    loss: np.ndarray
+    no_optimum: np.ndarray
+    local_only: np.ndarray
+    best_params: float
+    best_tokens: float
+    valley: np.ndarray
+    curve: pd.DataFrame
+
+
+def optimum(posterior: Posterior, flops: float, budget: Budget, n_draws: int | None, covariates: dict) -> Optimum:
+    ratios = budget.ratios(flops)
+    sizes = budget.params(flops, ratios)
+    loss = mean_loss(posterior, sizes, ratios * sizes, n_draws, covariates)
+    x = np.log(ratios)
+    at, lowest, interior = _minimum(x, loss)
+    params = budget.params(flops, np.exp(at))
+    mean = loss.mean(axis=0)
+    best, best_loss, exists = (v[0] for v in _minimum(x, mean[None]))
+    best_params = float(budget.params(flops, np.exp(best))) if exists else np.nan
+    valley = np.full((2, len(TOLERANCES)), np.nan)
+    if exists:
+        edges = np.array([_around(x, mean, best, best_loss * (1 + t)) for t in TOLERANCES])
+        valley = budget.params(flops, np.exp(edges.T[::-1]))
+    low, high = np.quantile(loss, [0.05, 0.95], axis=0)
+    return Optimum(
+        params=params,
+        tokens=np.exp(at) * params,
+        loss=lowest,
+        no_optimum=~interior,
+        local_only=interior & (np.minimum(loss[:, 0], loss[:, -1]) < lowest),
+        best_params=best_params,
+        best_tokens=np.exp(best) * best_params,
+        valley=valley,
+        curve=pd.DataFrame(
+            {"flops": flops, "params": sizes, "tokens": ratios * sizes, "mean": mean, "low": low, "high": high}
+        )[::-1],
+    )
+
+
+def _minimum(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(where, value, whether it is interior) of the lowest interior minimum of rows y [n, m] over even x [m], by a
+    parabola through three points; the lower edge where there is none."""
+    rows, inner = np.arange(len(y)), y[:, 1:-1]
+    is_minimum = (inner <= y[:, :-2]) & (inner < y[:, 2:])
+    k = np.argmin(np.where(is_minimum, inner, np.inf), axis=1) + 1
+    interior = is_minimum.any(axis=1)
+    left, middle, right = y[rows, k - 1], y[rows, k], y[rows, k + 1]
+    bend = np.where(interior, left - 2 * middle + right, 1.0)
+    shift = 0.5 * (left - right) / bend
+    edge = np.where(y[:, 0] < y[:, -1], 0, len(x) - 1)
+    where = np.where(interior, x[k] + shift * (x[1] - x[0]), x[edge])
+    value = np.where(interior, middle - 0.25 * (left - right) * shift, y[rows, edge])
+    return where, value, interior
+
+
+def _around(x: np.ndarray, y: np.ndarray, best: float, limit: float) -> tuple[float, float]:
+    """The interval of x about `best` in which y stays below `limit`; no further than y rises away from `best`."""
+    fall = np.diff(y, prepend=np.inf, append=-np.inf) < 0  # between neighbours: fall[i] from x[i - 1] to x[i]
+    above = (y > limit) | np.where(x < best, ~fall[:-1], fall[1:])
+    left, right = np.flatnonzero(above & (x < best)), np.flatnonzero(above & (x > best))
+    low, high = x[0], x[-1]
+    if len(left):
+        i = left[-1]
+        low = x[i] + (x[i + 1] - x[i]) * np.clip((y[i] - limit) / (y[i] - y[i + 1]), 0, 1)
+    if len(right):
+        i = right[0]
+        high = x[i] - (x[i] - x[i - 1]) * np.clip((y[i] - limit) / (y[i] - y[i - 1]), 0, 1)
+    return low, high
+
+
+def overtrain(
+    posterior: Posterior,
+    *,
+    flops: float,
+    smaller: Sequence[float] = SMALLER,
+    inference_tokens: float = 0.0,
+    flops_per_token: PerToken = 6.0,
+    inference_flops_per_token: PerToken = 2.0,
+    n_draws: int | None = None,
+    **covariates: float,
+) -> pd.DataFrame:
+    """What a model `smaller` times below the recommended size costs, one row each.
+
+    Columns: smaller, params; loss_{median,low,high}: its mean loss over the recommended one's, less 1, with the same
+    budget; compute_{median,low,high}: training compute over the recommended model's that reaches the same loss (de
+    Vries 2023, Go smol or go home); tokens: the median of the tokens for it; unreachable: the share of draws in which
+    no amount of data does, within a million times the recommended tokens (those count as infinite). Intervals are 90%.
+    """
+    times = np.atleast_1d(np.asarray(smaller, float))
+    if not (np.isfinite(times) & (times > 1)).all():
+        raise InputError(f"smaller must be above 1, got {times[~(times > 1)][0]:g}; give 2 for half the size")
+    (C,) = _budgets(flops)
+    budget = Budget(served(inference_tokens), flops_per_token, inference_flops_per_token)
+    best = optimum(posterior, C, budget, n_draws, covariates)
+    rows = []
+    for k in times:
+        params = best.best_params / k
+        longer = np.geomspace(best.best_tokens, best.best_tokens * 1e6, 241)
+        same = budget.tokens(C, np.array([params]))
+        tokens = np.minimum(np.concatenate([[best.best_tokens], same, longer]), 1e20)
+        sizes = np.concatenate([[best.best_params], np.full(len(tokens) - 1, params)])
+        loss = mean_loss(posterior, sizes, tokens, n_draws, covariates)
+        needed = np.exp(crossing(np.log(longer), loss[:, 2:], loss[:, [0]]))
+        compute = budget.flops(params, needed) / budget.flops(best.best_params, best.best_tokens)
+        row = {"smaller": k, "params": params}
+        for name, draws in (("loss", loss[:, 1] / loss[:, 0] - 1), ("compute", compute)):
+            row |= dict(zip((f"{name}_low", f"{name}_median", f"{name}_high"), ordered(draws, (0.05, 0.5, 0.95))))
+        rows.append(row | {"tokens": ordered(needed, (0.5,))[0], "unreachable": np.mean(~np.isfinite(needed))})
+    return pd.DataFrame(rows)
+
+
+# --- shared with laws.inverse and laws.comparison --------------------------------------------------------------------
+
+
+def mean_loss(
+    posterior: Posterior, params: np.ndarray, tokens: np.ndarray, n_draws: int | None, covariates: dict
+) -> np.ndarray:
+    """Draws [n, query] of the mean loss; by default of all draws, however many queries. Raises InputError for laws
+    that do not predict a loss."""
+    if posterior.law == "steplaw":
+        raise InputError("steplaw says nothing of the loss; fit a law of it, such as chinchilla or farseer")
+    total = len(next(iter(posterior.draws.values())))
+    return posterior.predict(params=params, tokens=tokens, n_draws=n_draws or total, **covariates).mean_loss.draws
+
+
+def crossing(x: np.ndarray, falling: np.ndarray, level: Any) -> np.ndarray:
+    """Where rows y [n, m] first come down to `level` (a number or [n, 1]), linear in between: x[0] where they start
+    below, infinite where they never do."""
+    below = falling <= level
+    k = np.argmax(below, axis=1)
+    rows, level = np.arange(len(falling)), np.broadcast_to(level, (len(falling), 1))[:, 0]
+    before, after = falling[rows, np.maximum(k - 1, 0)], falling[rows, k]
+    part = np.divide(before - level, before - after, out=np.zeros(len(k)), where=k > 0)
+    found = x[np.maximum(k - 1, 0)] + part * (x[k] - x[np.maximum(k - 1, 0)])
+    return np.where(below.any(axis=1), np.where(k > 0, found, x[0]), np.inf)
+
+
+def ordered(draws: np.ndarray, probabilities: Sequence[float]) -> np.ndarray:
+    """Quantiles over the first axis that are draws themselves: infinite draws do not become nan."""
+    return np.quantile(draws, probabilities, axis=0, method="inverted_cdf")
+
+
+def _budgets(flops: Any) -> np.ndarray:
+    try:
+        x = np.asarray(flops, float).ravel()
+    except (TypeError, ValueError):
+        raise InputError(f"flops must be a number, got {flops!r}") from None
+    bad = ~(np.isfinite(x) & (x > 0))
+    if bad.any():
+        raise InputError(f"flops must be positive and finite, got {x[bad][0]:g}")
+    if not x.size:
+        raise InputError("flops is empty; give at least one budget in FLOP, such as 1e21")
+    if x.min() < 1e8 or x.max() > 1e32:
+        wrong = x.min() if x.min() < 1e8 else x.max()
+        raise InputError(f"flops {wrong:g} is no training budget; give all of it in FLOP, 1e21 for 10^21")
+    return x
+
+
+def served(inference_tokens: Any) -> float:
+    if np.ndim(inference_tokens):
+        raise InputError("inference_tokens must be one number; call once for each")
+    if isinstance(inference_tokens, (int, float)) and inference_tokens == 0:
+        return 0.0
+    return float(counts("inference_tokens", inference_tokens))
+
+
+def _doubts(flops: np.ndarray, none: np.ndarray, local: np.ndarray) -> list[str]:
+    def where(share: np.ndarray) -> str:
+        budgets = sorted({f"{C:.3g}": C for C in flops[share > SHARE]}.items(), key=lambda item: item[1])
+        return f"{budgets[0][0]} FLOP" if len(budgets) == 1 else f"{budgets[0][0]} to {budgets[-1][0]} FLOP"
+
+    out = []
+    if (none > SHARE).any():
+        out.append(
+            f"at {where(none)} up to {none.max():.0%} of the draws have no optimum between {RATIOS[0]:g} and "
+            f"{RATIOS[1]:g} tokens a parameter: their params is the edge of that search, not an answer"
+        )
+    if (local > SHARE).any():
+        out.append(
+            f"at {where(local)} the optimum is only a local minimum in up to {local.max():.0%} of the draws: the law's "
+            "loss is lower still at sizes far from any data, which no run supports"
+        )
+    return out

@@ -1,0 +1,151 @@
+"""Which of two recipes is better where: their fitted surfaces compared over the (N, D) plane.
+
+The idea is of Li et al. 2025 (Farseer, arXiv 2506.10972, appendix E): a comparison at one small scale, or along one
+line, may turn round at a larger one; fit a law to each recipe's small runs and compare the surfaces. Here with the
+posteriors' uncertainty: the probability that A's mean loss is lower, and where the sign changes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import rankdata
+
+from laws.allocation import SHARE, allocate, mean_loss, ordered
+from laws.errors import InputError
+from laws.posterior import Posterior, Quantity
+from laws.posterior import _counts as counts
+
+SIDE = 25  # points of a side of the plane where none is given
+BEYOND = 10.0  # how far past the data both have in common the plane then reaches
+BUDGETS = 25
+ELEMENTS = 20_000_000  # draws times points of the plane above which draws are thinned, to 100 at the least
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two recipes over a plane of params [n] and tokens [d].
+
+    probability: [n, d], that A's mean loss is below B's. difference: A's mean loss over B's, less 1; draws
+    [draw, n, d]. crossings: a row for each of `params`, columns params, before ("a" or "b": the likelier better one at
+    the fewest tokens), after (at the most), share (of draws in which the better one changes) and low, median, high of
+    the tokens at which it first does, in those draws (90% interval). budgets: along each recipe's own compute-optimal
+    line, columns flops, probability, low, median, high (of the difference); crossing: like a row of `crossings`, with
+    flops in place of params and tokens. warnings: sentences.
+    """
+
+    params: np.ndarray
+    tokens: np.ndarray
+    probability: np.ndarray
+    difference: Quantity
+    crossings: pd.DataFrame
+    budgets: pd.DataFrame
+    crossing: dict[str, Any]
+    warnings: list[str] = field(default_factory=list)
+
+
+def compare(
+    a: Posterior,
+    b: Posterior,
+    *,
+    params: Any = None,
+    tokens: Any = None,
+    n_draws: int | None = None,
+    **covariates: float,
+) -> Comparison:
+    """The recipe of posterior `a` beside that of `b` on every pair of params [n] and tokens [d], increasing.
+
+    By default the range that the data of both have in common, and ten times more of each. Draws of the two are taken as
+    independent. covariates: what the laws need besides, one value each. n_draws: at most, of each; default 1000.
+    Raises InputError for posteriors of different targets (losses that cannot be compared), or bad params or tokens.
+    """
+    if a.meta["target"] != b.meta["target"]:
+        raise InputError(
+            f"a predicts {a.meta['target']!r} and b {b.meta['target']!r}: fit both to the same loss "
+            "column, of the same held-out text"
+        )
+    given = {"params": params, "tokens": tokens}
+    axes = {c: _axis(c, given[c]) if given[c] is not None else _shared(a, b, c) for c in given}
+    grid = np.meshgrid(*axes.values(), indexing="ij")
+    most = max(100, ELEMENTS // grid[0].size)
+    n = n_draws or min(1000, most, *(len(next(iter(x.draws.values()))) for x in (a, b)))
+    loss_a, loss_b = (mean_loss(x, grid[0], grid[1], n, covariates) for x in (a, b))
+    shuffled = np.random.default_rng(0).permutation(n)  # so that draw i of one says nothing of draw i of the other
+    difference = loss_a / loss_b[shuffled] - 1
+    probability = _probability(loss_a.reshape(n, -1), loss_b.reshape(n, -1)).reshape(grid[0].shape)
+    rows = [
+        {"params": size} | _flip(axes["tokens"], difference[:, i], probability[i])
+        for i, size in enumerate(axes["params"])
+    ]
+    flops = 6 * np.array([f(axes["params"]) * f(axes["tokens"]) for f in (np.min, np.max)])
+    flops = np.geomspace(*flops, BUDGETS) if flops[1] > flops[0] else flops[:1]
+    lines = [allocate(x, flops=flops, n_draws=n, **covariates) for x in (a, b)]
+    along = lines[0].loss.draws / lines[1].loss.draws[shuffled] - 1
+    likely = _probability(lines[0].loss.draws, lines[1].loss.draws)
+    low, median, high = np.quantile(along, (0.05, 0.5, 0.95), axis=0)
+    budgets = pd.DataFrame({"flops": flops, "probability": likely, "low": low, "median": median, "high": high})
+    warnings = _outside(a, b, axes) + [
+        f"{name} along its compute-optimal line: {text}"
+        for name, line in zip("ab", lines)
+        for text in line.warnings
+        if np.max(line.no_optimum) > SHARE and "no optimum" in text
+    ]
+    return Comparison(
+        **axes,
+        probability=probability,
+        difference=Quantity(difference),
+        crossings=pd.DataFrame(rows),
+        budgets=budgets,
+        crossing=_flip(flops, along, likely),
+        warnings=warnings,
+    )
+
+
+def _axis(name: str, given: Any) -> np.ndarray:
+    x = np.atleast_1d(counts(name, given))
+    if x.ndim > 1 or not x.size or (np.diff(x) <= 0).any():
+        raise InputError(f"{name} must be one number or a list of increasing ones, to span a plane")
+    return x
+
+
+def _shared(a: Posterior, b: Posterior, name: str) -> np.ndarray:
+    (a_low, a_high), (b_low, b_high) = a.meta["ranges"][name], b.meta["ranges"][name]
+    low, high = max(a_low, b_low), min(a_high, b_high)
+    if low > high:
+        raise InputError(
+            f"the fitted ranges of {name} have nothing in common ({a_low:.3g} to {a_high:.3g} and {b_low:.3g} to "
+            f"{b_high:.3g}); give {name}="
+        )
+    return np.geomspace(low, high * BEYOND, SIDE)
+
+
+def _probability(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Of a draw of a [n, query] lying below one of b [m, query], over all pairs; a tie counts a half."""
+    ranks = rankdata(np.concatenate([a, b]), axis=0)[len(a) :].sum(axis=0)
+    return (ranks / len(b) - (len(b) + 1) / 2) / len(a)
+
+
+def _flip(x: np.ndarray, difference: np.ndarray, probability: np.ndarray) -> dict[str, Any]:
+    """Where along x [m] the sign of difference [draw, m] first changes; a row of `crossings`."""
+    negative = difference < 0
+    changes = negative[:, 1:] != negative[:, :-1]
+    rows = np.flatnonzero(changes.any(axis=1))
+    out: dict[str, Any] = {"before": _better(probability[0]), "after": _better(probability[-1])}
+    out |= {"share": len(rows) / len(difference), "low": np.nan, "median": np.nan, "high": np.nan}
+    if len(rows):
+        k = np.argmax(changes[rows], axis=1)
+        left, right = difference[rows, k], difference[rows, k + 1]
+        at = np.log(x)[k] + left / (left - right) * (np.log(x)[k + 1] - np.log(x)[k])
+        out |= dict(zip(("low", "median", "high"), np.exp(ordered(at, (0.05, 0.5, 0.95))).tolist()))
+    return out
+
+
+def _better(probability: float) -> str:
+    return "a" if probability > 0.5 else "b"
+
+
+def _outside(a: Posterior, b: Posterior, axes: dict[str, np.ndarray]) -> list[str]:
+    return [f"{name}: {note}" for name, x in (("a", a), ("b", b)) for c in axes for note in x._outside(c, axes[c])]
