@@ -21,6 +21,8 @@ COMMANDS = {
     "quickstart": ("quickstart", "the whole loop once: ask a law, train a grid, fit, hold out, report"),
     "predict": ("predict", "best learning rate and batch size, or the loss, at any scale"),
     "fit": ("fit", "fit a law to runs"),
+    "allocate": ("allocate", "the size and tokens that a budget is best spent on; what a loss takes"),
+    "compare": ("compare", "which of two recipes is better where, and where they cross"),
     "backtest": ("backtest", "hold out the largest runs: how far off would the law have been?"),
     "report": ("report", "every law, hold-outs and pictures on one HTML page"),
     "train": ("train", "train one model"),

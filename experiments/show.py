@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.table import Table
@@ -79,6 +80,13 @@ def span(values: Sequence[float], form: Any) -> str:
     """'1M' or '1M .. 4M': lowest to highest."""
     low, high = form(min(values)), form(max(values))
     return low if low == high else f"{low} .. {high}"
+
+
+def summary(quantity: Any, level: float, i: int) -> dict[str, float]:
+    """Median and central interval of entry i of a predicted quantity."""
+    low, high = quantity.interval(level)
+    edges = {"median": quantity.median, "low": low, "high": high}
+    return {name: float(np.ravel(value)[i]) for name, value in edges.items()} | {"level": level}
 
 
 def plural(n: int, word: str) -> str:

@@ -72,11 +72,11 @@ class Budget:
         served = self.inference_tokens * _rate(self.inference_flops_per_token, params)
         return (flops - served) / _rate(self.flops_per_token, params)
 
-    def flops(self, params: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    def flops(self, params: Any, tokens: Any) -> Any:
         """The cost of training on `tokens`, without inference."""
         return _rate(self.flops_per_token, params) * tokens
 
-    def total(self, params: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    def total(self, params: Any, tokens: Any) -> Any:
         """The cost of training on `tokens` and of inference."""
         return self.flops(params, tokens) + self.inference_tokens * _rate(self.inference_flops_per_token, params)
 
@@ -211,7 +211,7 @@ def _minimum(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
     rows, inner = np.arange(len(y)), y[:, 1:-1]
     is_minimum = (inner <= y[:, :-2]) & (inner < y[:, 2:])
     k = np.argmin(np.where(is_minimum, inner, np.inf), axis=1) + 1
-    interior = is_minimum.any(axis=1)
+    interior = np.asarray(is_minimum.any(axis=1))
     left, middle, right = y[rows, k - 1], y[rows, k], y[rows, k + 1]
     bend = np.where(interior, left - 2 * middle + right, 1.0)
     shift = 0.5 * (left - right) / bend
@@ -263,9 +263,9 @@ def overtrain(
     rows = []
     for k in times:
         params = best.best_params / k
-        longer = np.geomspace(best.best_tokens, best.best_tokens * 1e6, 241)
+        longer = np.geomspace(best.best_tokens / 100, best.best_tokens * 1e6, 321)
         same = budget.tokens(C, np.array([params]))
-        tokens = np.minimum(np.concatenate([[best.best_tokens], same, longer]), 1e20)
+        tokens = np.clip(np.concatenate([[best.best_tokens], same, longer]), 1e3, 1e20)
         sizes = np.concatenate([[best.best_params], np.full(len(tokens) - 1, params)])
         loss = mean_loss(posterior, sizes, tokens, n_draws, covariates)
         needed = np.exp(crossing(np.log(longer), loss[:, 2:], loss[:, [0]]))

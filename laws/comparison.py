@@ -70,8 +70,7 @@ def compare(
     given = {"params": params, "tokens": tokens}
     axes = {c: _axis(c, given[c]) if given[c] is not None else _shared(a, b, c) for c in given}
     grid = np.meshgrid(*axes.values(), indexing="ij")
-    most = max(100, ELEMENTS // grid[0].size)
-    n = n_draws or min(1000, most, *(len(next(iter(x.draws.values()))) for x in (a, b)))
+    n = n_draws or min(1000, max(100, ELEMENTS // grid[0].size), *(len(next(iter(x.draws.values()))) for x in (a, b)))
     loss_a, loss_b = (mean_loss(x, grid[0], grid[1], n, covariates) for x in (a, b))
     shuffled = np.random.default_rng(0).permutation(n)  # so that draw i of one says nothing of draw i of the other
     difference = loss_a / loss_b[shuffled] - 1
@@ -80,8 +79,8 @@ def compare(
         {"params": size} | _flip(axes["tokens"], difference[:, i], probability[i])
         for i, size in enumerate(axes["params"])
     ]
-    flops = 6 * np.array([f(axes["params"]) * f(axes["tokens"]) for f in (np.min, np.max)])
-    flops = np.geomspace(*flops, BUDGETS) if flops[1] > flops[0] else flops[:1]
+    least, most = (6.0 * axes["params"][i] * axes["tokens"][i] for i in (0, -1))
+    flops = np.geomspace(least, most, BUDGETS if most > least else 1)
     lines = [allocate(x, flops=flops, n_draws=n, **covariates) for x in (a, b)]
     along = lines[0].loss.draws / lines[1].loss.draws[shuffled] - 1
     likely = _probability(lines[0].loss.draws, lines[1].loss.draws)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 import numpy as np
 
@@ -45,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     posterior = laws.load_posterior(args.posterior)
     prediction = posterior.predict(params=np.array(params), tokens=np.array(tokens))
     given = {name: prediction.quantities[name] for name in QUANTITIES if name in prediction.quantities}
-    answers = [{name: _summary(q, level, i) for name, q in given.items()} for i in range(len(params))]
+    answers = [{name: show.summary(q, level, i) for name, q in given.items()} for i in range(len(params))]
     if args.json:
         about = {"law": posterior.law, "posterior": args.posterior}
         whole = [{"params": n, "tokens": d, **answer, **about} for n, d, answer in zip(params, tokens, answers)]
@@ -64,16 +63,6 @@ def _pairs(params: list[float], tokens: list[float]) -> tuple[list[float], list[
         if len(given) not in (1, n):
             raise InputError(f"{option} has {len(given)} values and the other {n}; give one, or as many")
     return params * (n // len(params)), tokens * (n // len(tokens))
-
-
-def _summary(quantity: Any, level: float, i: int) -> dict[str, float]:
-    low, high = quantity.interval(level)
-    return {
-        "median": float(np.asarray(quantity.median)[i]),
-        "low": float(np.asarray(low)[i]),
-        "high": float(np.asarray(high)[i]),
-        "level": level,
-    }
 
 
 def _print(

@@ -59,7 +59,7 @@ def test_probability_is_over_all_pairs():
     assert found.probability[0, 0] == pytest.approx(np.mean(one[:, None] < two), abs=1e-12)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     params=st.lists(st.floats(7, 12), min_size=1, max_size=4, unique=True).map(sorted),
     tokens=st.lists(st.floats(8, 14), min_size=1, max_size=4, unique=True).map(sorted),

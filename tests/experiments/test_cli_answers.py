@@ -1,0 +1,159 @@
+"""allocate and compare, as a user runs them, on posteriors whose surface is known."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import laws
+from experiments.cli import main
+from tests.laws import known
+from tests.laws.conftest import CHINCHILLA
+
+POSTERIORS = {
+    "mine.nc": known.chinchilla(0.001, seed=1),
+    "other.nc": known.chinchilla(0.001, CHINCHILLA | {"E": 1.71, "B": 1620.0}, seed=2),
+    "farseer.nc": known.farseer(),
+}
+
+
+@pytest.fixture(autouse=True)
+def at_hand(monkeypatch):
+    load = laws.load_posterior
+    monkeypatch.setattr(laws, "load_posterior", lambda name: POSTERIORS.get(name) or load(name))
+
+
+def say(capsys, line):
+    code = main(line.split())
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    return out
+
+
+def test_allocate_equals_the_library(capsys):
+    answer = json.loads(say(capsys, "allocate mine.nc --flops 1e21,1e23 --level 0.5 --json"))
+    found = laws.allocate(POSTERIORS["mine.nc"], flops=[1e21, 1e23])
+    assert (answer["law"], answer["posterior"], answer["inference_tokens"]) == ("chinchilla", "mine.nc", 0)
+    for i, row in enumerate(answer["budgets"]):
+        assert row["flops"] == [1e21, 1e23][i]
+        assert row["recommended"]["params"] == pytest.approx(found.recommended_params[i])
+        assert row["recommended"]["tokens"] == pytest.approx(found.recommended_tokens[i])
+        low, high = found.params.interval(0.5)
+        assert row["optimum"]["params"] == pytest.approx(
+            {"median": found.params.median[i], "low": low[i], "high": high[i], "level": 0.5}
+        )
+        assert row["valley"]["0.005"] == pytest.approx([edge[i] for edge in found.valley[0.005]])
+        assert [r["smaller"] for r in row["smaller"]] == [1.5, 2, 4, 8]
+    assert any("decades above" in text for text in answer["warnings"])
+
+
+def test_allocate_as_a_table(capsys):
+    shown = say(capsys, "allocate mine.nc --flops 1e21 --inference-tokens 1T")
+    for words in ("28 runs of made up", "1T tokens of inference paid", "within 0.5%", "2x smaller", "1e21"):
+        assert words in shown
+    served = json.loads(say(capsys, "allocate mine.nc --flops 1e22 --inference-tokens 1T --json"))
+    alone = json.loads(say(capsys, "allocate mine.nc --flops 1e22 --json"))
+    sizes = [x["budgets"][0]["recommended"]["params"] for x in (served, alone)]
+    assert sizes[0] < sizes[1]
+
+
+def test_allocate_without_an_optimum_is_null_and_said(capsys):
+    row = json.loads(say(capsys, "allocate farseer.nc --flops 1e25 --json"))["budgets"][0]
+    assert row["recommended"]["params"] is None and row["no_optimum"] == 1 and row["smaller"] == []
+    shown = say(capsys, "allocate farseer.nc --flops 1e23,1e25")
+    assert "note: at 1e+25 FLOP up to 100% of the draws have no optimum" in shown
+    assert "note: at 1e+23 FLOP the optimum is only a local minimum" in shown
+
+
+def test_what_a_loss_takes(capsys):
+    answer = json.loads(say(capsys, "allocate mine.nc --loss 2.0,1.5 --json"))
+    first, second = answer["losses"]
+    found = laws.cheapest(POSTERIORS["mine.nc"], loss=[2.0, 1.5])
+    assert first["flops"]["median"] == pytest.approx(found.flops.median[0])
+    assert first["unreachable"] == 0 and second["unreachable"] == 1 and second["flops"]["median"] is None
+    shown = say(capsys, "allocate mine.nc --loss 2.0,1.5")
+    assert "least FLOP" in shown and "out of reach" in shown and "100%" in shown
+    row = json.loads(say(capsys, "allocate mine.nc --loss 2.1 --params 7B --json"))["losses"][0]
+    exact = laws.tokens_for(POSTERIORS["mine.nc"], loss=2.1, params=7e9)
+    assert row["params"] == 7e9 and row["tokens"]["median"] == pytest.approx(exact.median)
+    rows = json.loads(say(capsys, "allocate mine.nc --loss 2.1 --tokens 1T,2T --json"))["losses"]
+    assert rows[0]["params"]["median"] > rows[1]["params"]["median"]
+    assert "1T" in say(capsys, "allocate mine.nc --loss 2.1 --tokens 1T,2T")
+
+
+def test_compare(capsys):
+    answer = json.loads(say(capsys, "compare mine.nc other.nc --params 1B,10B --tokens 10B,100B,1T,10T --json"))
+    assert np.shape(answer["probability"]) == (2, 4) == np.shape(answer["difference"]["low"])
+    assert answer["probability"][0][0] < 0.05 and answer["probability"][1][3] > 0.9
+    assert [row["before"] + row["after"] for row in answer["crossings"]] == ["ba", "ba"]
+    assert answer["crossing"]["low"] < answer["crossing"]["median"] < answer["crossing"]["high"]
+    shown = say(capsys, "compare mine.nc other.nc")
+    for words in ("A: mine.nc: chinchilla", "probability that A is better", "where the better one changes", "note: a:"):
+        assert words in shown
+
+
+@pytest.mark.parametrize("suffix, head", [("svg", b"<?xml"), ("png", b"\x89PNG"), ("pdf", b"%PDF")])
+def test_pictures(capsys, tmp_path, suffix, head):
+    for line in (
+        "allocate mine.nc --flops 1e20,1e22",
+        "allocate farseer.nc --flops 1e25",
+        "allocate mine.nc --flops 1e22",
+        "compare mine.nc other.nc",
+        "compare mine.nc other.nc --params 1B",
+        "compare mine.nc mine.nc --tokens 1T",
+    ):
+        path = tmp_path / "folder" / f"picture.{suffix}"
+        assert f"picture in {path}" in say(capsys, f"{line} --plot {path}")
+        assert path.read_bytes().startswith(head)
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    "line, named",
+    [
+        ("allocate mine.nc", ["--flops C", "--loss L"]),
+        ("allocate mine.nc --flops 1e21 --loss 2", ["either --flops"]),
+        ("allocate mine.nc --flops 1e21 --params 7B", ["--params and --tokens go with --loss"]),
+        ("allocate mine.nc --loss 2 --params 7B --tokens 1T", ["not both"]),
+        ("allocate mine.nc --loss 2 --params 7B --inference-tokens 1T", ["--inference-tokens"]),
+        ("allocate mine.nc --loss 2,2.1 --params 7B,8B,9B", ["3 values", "--loss 2"]),
+        ("allocate mine.nc --loss 2 --plot x.svg", ["--plot goes with --flops"]),
+        ("allocate mine.nc --flops 1e21 --plot x.gif", ["x.gif", ".svg"]),
+        ("allocate mine.nc --flops 1e21 --plot /proc/x.svg", ["/proc/x.svg"]),
+        ("allocate mine.nc --flops 21", ["21", "1e21"]),
+        ("allocate mine.nc --flops -1e21", ["--flops", "'-1e21'"]),
+        ("allocate mine.nc --flops much", ["--flops", "'much'"]),
+        ("allocate mine.nc --flops 1e21 --inference-tokens 5", ["inference_tokens", "5e9"]),
+        ("allocate mine.nc --flops 1e21 --level 90", ["--level", "'90'"]),
+        ("allocate steplaw --flops 1e21", ["steplaw says nothing of the loss"]),
+        ("allocate none.nc --flops 1e21", ["none.nc"]),
+        ("compare mine.nc", ["B"]),
+        ("compare mine.nc farseer.nc", ["'loss'", "'bpc'"]),
+        ("compare mine.nc other.nc --params 7B,1B", ["params", "increasing"]),
+        ("compare mine.nc other.nc --tokens 7", ["tokens 7", "7e9"]),
+        ("compare mine.nc none.nc", ["none.nc"]),
+        ("compare mine.nc steplaw", ["steplaw"]),
+    ],
+)
+def test_mistakes(capfd, line, named):
+    for words in (line.split(), [*line.split(), "--json"]):
+        assert main(words) == 2
+        out, err = capfd.readouterr()
+        assert out == "" and err.startswith("stepseer: ") and err.count("\n") == 1, err
+        for word in named:
+            assert word in err
+
+
+def test_neither_imports_the_trainer_nor_jax_nor_matplotlib():
+    script = (
+        "import sys; import laws; from tests.laws import known; from experiments.cli import main; "
+        "laws.load_posterior = lambda name: known.chinchilla(seed=len(name)); "
+        "assert main(['allocate', 'a', '--flops', '1e21']) == 0; "
+        "assert main(['allocate', 'a', '--loss', '2']) == 0; "
+        "assert main(['compare', 'a', 'bb']) == 0; "
+        "heavy = {'jax', 'flax', 'numpyro', 'arviz', 'engine', 'matplotlib'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
