@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any
 
@@ -40,10 +40,12 @@ Model = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Samples:
-    """draws: site -> [chain, draw, ...]; diagnostics: max_rhat, min_ess, divergences, draws, seconds, ..."""
+    """draws: site -> [chain, draw, ...]; diagnostics: max_rhat, min_ess, divergences, draws, seconds, ...; facts: what
+    else a posterior's meta should hold."""
 
     draws: dict[str, np.ndarray]
     diagnostics: dict[str, float]
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def sample(
@@ -71,9 +73,10 @@ def sample(
     with jax.enable_x64(True):
         data = {key: jnp.asarray(value) for key, value in data.items()}
         mode, scale = find_mode(model, data, start, hold, name)
+        done = 0
         for accept in (0.8, 0.98):
             half = num_warmup // 2
-            run = _Run(model, data, mode, scale, accept, seed, chains, half, on_progress)
+            run = _Run(model, data, mode, scale, accept, seed, chains, half, on_progress, done)
             run.extend(half, then=half + num_samples)
             run = run.rewhitened(accept, seed + 1, half)
             run.extend(num_samples)
@@ -83,6 +86,7 @@ def sample(
                 run.extend(num_samples)
             if run.divergences == 0:
                 break
+            done = run.done
         diverged = run.divergences / (run.draws * chains)
         if run.rhat > MAX_RHAT or run.ess < MIN_ESS or diverged > 0.01:
             raise FitError(
@@ -102,7 +106,40 @@ def sample(
     return Samples(draws, diagnostics)
 
 
+def laplace(
+    model: Model, data: dict[str, Any], start: dict[str, Any], *, name: str, seed: int = 0, draws: int = 1000
+) -> Samples:
+    """Independent draws from the normal approximation at the mode, in unconstrained space, as one chain: a tenth of a
+    second where `sample` takes several, for hold-outs by the dozen."""
+    begun = time.perf_counter()
+    with jax.enable_x64(True):
+        data = {key: jnp.asarray(value) for key, value in data.items()}
+        at, scale = find_mode(model, data, start, (), name)
+        white = jax.random.normal(jax.random.key(seed), (1, draws, scale.shape[0]))
+        out = _constrained(model, data, at, scale, white)
+    diagnostics = {"laplace": 1.0, "draws": float(draws), "divergences": 0.0, "seconds": time.perf_counter() - begun}
+    return Samples({k: np.asarray(v) for k, v in out.items()}, diagnostics)
+
+
 # --- the mode --------------------------------------------------------------------------------------------------------
+
+
+def mode(model: Model, data: dict[str, Any], start: dict[str, Any], *, name: str) -> dict[str, Any]:
+    """Constrained values of every site, deterministic ones too, at the posterior's mode."""
+    with jax.enable_x64(True):
+        data = {key: jnp.asarray(value) for key, value in data.items()}
+        at, scale = find_mode(model, data, start, (), name)
+        out = _constrained(model, data, at, scale, jnp.zeros((1, 1, scale.shape[0])))
+    return {k: np.asarray(v)[0, 0] for k, v in out.items()}
+
+
+def _constrained(
+    model: Model, data: dict[str, Any], at: dict[str, dict], scale: jax.Array, white: jax.Array
+) -> dict[str, jax.Array]:
+    """Site -> constrained values [chain, draw, ...] of whitened ones."""
+    flat, unravel = ravel_pytree(at)
+    z = jax.vmap(jax.vmap(lambda one: _sites(unravel(flat + scale @ one))))(white)
+    return _programs(model, _options(data))["constrain"](z, data)
 
 
 def _options(data: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
@@ -119,7 +156,6 @@ def _programs(model: Model, options: tuple[tuple[str, Any], ...]) -> dict[str, C
 
     return {
         "value_and_grad": jit(jax.value_and_grad(energy)),
-        "hessian": jit(jax.hessian(energy)),
         "constrain": jit(
             lambda z, data: jax.vmap(
                 jax.vmap(lambda one: constrain_fn(model, (data,), {}, one, return_deterministic=True))
@@ -156,7 +192,7 @@ def find_mode(
     value, grad = objective(flat)
     damping = 1e-3
     for _ in range(40):  # Newton with Levenberg damping: L-BFGS alone stalls in the narrow valleys of these laws
-        hessian = np.asarray(programs["hessian"](flat, free, held, data))
+        hessian = _hessian(lambda z: objective(z)[1], flat)
         eigen, vectors = np.linalg.eigh(hessian)
         step = -vectors @ ((vectors.T @ grad) / (np.abs(eigen) + damping))
         tried, tried_grad = objective(flat + step)
@@ -171,11 +207,18 @@ def find_mode(
                 break
     if not np.isfinite(value):
         raise FitError(f"{name}: the fit has no finite starting point; check the losses for extreme values")
-    hessian = np.asarray(programs["hessian"](flat, free, held, data))
+    hessian = _hessian(lambda z: objective(z)[1], flat)
     eigen, vectors = np.linalg.eigh(hessian)
     scale = vectors / np.sqrt(np.maximum(eigen, 0.1))  # flat directions: no wider than a few prior widths
     mode = {"free": ravel_pytree(free)[1](jnp.asarray(flat)), "held": held}
     return mode, jnp.asarray(block_diag(scale, 0.3 * np.eye(len(ravel_pytree(held)[0]))))
+
+
+def _hessian(gradient: Callable[[np.ndarray], np.ndarray], at: np.ndarray) -> np.ndarray:
+    """By central differences: a program of its own takes longer to compile than all else together."""
+    steps = np.cbrt(np.finfo(float).eps) * np.maximum(1.0, np.abs(at))
+    columns = [(gradient(at + e) - gradient(at - e)) / (2 * h) for h, e in zip(steps, np.diag(steps))]
+    return (np.array(columns) + np.array(columns).T) / 2
 
 
 def _sites(mode: dict[str, dict]) -> dict[str, jax.Array]:
@@ -267,10 +310,8 @@ class _Run:
 
     def constrained(self) -> dict[str, jax.Array]:
         """Site -> constrained draws [chain, draw, ...], deterministic sites included."""
-        flat, unravel = ravel_pytree(self.mode)
         white = jnp.asarray(np.concatenate(self.white, axis=1))
-        z = jax.vmap(jax.vmap(lambda one: _sites(unravel(flat + self.scale @ one))))(white)
-        return _programs(self.model, _options(self.data))["constrain"](z, self.data)
+        return _constrained(self.model, self.data, self.mode, self.scale, white)
 
 
 def rank_diagnostics(draws: np.ndarray) -> tuple[float, float]:

@@ -51,7 +51,7 @@ def at_center(data: dict[str, Any]) -> tuple[Any, Any, Any]:
     """ln of the loss at the centre of the data, ln of the shares of the three terms in it [3], exponents [2].
 
     Shares around a third each, anywhere from 3% to 90%; exponents 0.35 give or take a factor 2. Sampled as what data
-    determine best: the loss at the centre and its slopes in ln N and ln D there (share times exponent), then the shares.
+    determine best: the loss at the centre and its slopes in ln N and ln D there (share times exponent), then shares.
     """
     import jax
     import jax.numpy as jnp

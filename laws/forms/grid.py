@@ -1,4 +1,4 @@
-"""What the loss laws share: the table of best losses per (params, tokens), robust noise, the predictive."""
+"""What the laws of the loss share: the table of best losses per (params, tokens), the likelihood, the predictive."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pandas as pd
 from scipy.stats import norm, t
 
 from laws.errors import FitError
+from laws.forms.discrepancy import features
 
 
 def best_per_cell(runs: pd.DataFrame, target: str, covariates: Sequence[str] = ()) -> pd.DataFrame:
@@ -70,17 +71,27 @@ def _center(column: str) -> str:
 
 
 def observe(log_curve: Any, data: dict[str, Any]) -> None:
-    """numpyro: log losses scatter about the curve with Student-t noise whose tails are learnt, so outliers show."""
+    """numpyro: log losses lie about the curve with form error (`laws.forms.discrepancy`, integrated out) and noise.
+
+    data: of `prepare`, and what `laws.surface.observed` adds to it.
+    """
+    import jax.numpy as jnp
     import numpyro
     import numpyro.distributions as dist
 
-    noise = numpyro.sample("noise", dist.LogNormal(np.log(5e-3), 0.75))
-    df = numpyro.deterministic("df", 1.0 + numpyro.sample("df_above_1", dist.Gamma(2.0, 0.1)))
-    numpyro.sample("log_loss", dist.StudentT(df, log_curve, noise), obs=data["log_loss"])
+    noise = numpyro.sample("noise", dist.LogNormal(np.log(4e-3), 1.0))
+    form_error = numpyro.sample("form_error", dist.LogNormal(np.log(1e-2), 1.0))
+    whitened = data["root_precision"] * (data["log_loss"] - log_curve)
+    along = data["project"].T @ whitened
+    variance = noise**2 + form_error**2 * data["spread"]
+    # Coordinates along the features have `variance`, the others noise^2; padding adds zeros to `along` and `spread`.
+    squares = jnp.sum(along**2 / variance) + (jnp.sum(whitened**2) - jnp.sum(along**2)) / noise**2
+    logs = jnp.sum(jnp.log(variance)) + (data["count"] - len(data["spread"])) * 2 * jnp.log(noise)
+    numpyro.factor("log_loss", -(squares + logs) / 2)
 
 
-SITES = ("noise", "df")  # of `observe`
-START = {"noise": 5e-3, "df_above_1": 5.0}
+SITES = ("noise", "form_error")  # of `observe`
+START = {"noise": 5e-3, "form_error": 5e-3}
 
 
 def predict(
@@ -90,12 +101,16 @@ def predict(
     query: dict[str, np.ndarray],
     noise: dict[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
-    """`mean_loss` (the curve) and `loss` (of a new run: noise included): [draw, query].
+    """`mean_loss` (the law and its form error) and `loss` (of a new run: noise included): [draw, query].
 
     log_curve(numpy, p, x): ln L of a law, p: its draws [draw, 1], x: as `coordinates` gives them. query: column ->
     [query]. noise: standard-normal scores, one a draw, under `loss`.
     """
-    p = {site: values[:, None] for site, values in draws.items()}
-    mean = np.exp(log_curve(np, p, coordinates(query, meta["center"])))
-    residual = draws["noise"] * t.ppf(norm.cdf(noise["loss"]), draws["df"])
+    p = {site: values[:, None] for site, values in draws.items() if values.ndim == 1}
+    x = coordinates(query, meta["center"])
+    log_loss = log_curve(np, p, x)
+    if "discrepancy" in draws:  # absent where the form was taken for true
+        log_loss = log_loss + draws["discrepancy"] @ features(meta["domain"], x).T
+    mean = np.exp(log_loss)
+    residual = draws["noise"] * t.ppf(norm.cdf(noise["loss"]), meta["tails"])
     return {"mean_loss": mean, "loss": mean * np.exp(residual)[:, None]}

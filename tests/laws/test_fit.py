@@ -11,7 +11,7 @@ import pytest
 import laws
 from laws import forms, sampler
 from laws.errors import FitError, InputError
-from laws.forms import chinchilla, farseer, farseer_staged, steplaw
+from laws.forms import chinchilla, farseer, farseer_staged, grid, steplaw
 
 from .conftest import CHINCHILLA, STEPLAW, loss_grid, published, swept_grid
 
@@ -72,10 +72,13 @@ def test_farseer_recovers_the_surface(small_farseer):
 
 
 def test_predictive_covers_new_runs(small_farseer):
-    fresh = loss_grid("farseer", 0.002, seed=99)
-    answer = small_farseer.predict(params=fresh["params"].to_numpy(), tokens=fresh["tokens"].to_numpy())
-    low, high = answer.loss.interval(0.9)
-    assert 0.8 < np.mean((low < fresh["loss"]) & (fresh["loss"] < high)) < 0.98
+    inside = []
+    for seed in range(90, 100):
+        fresh = loss_grid("farseer", 0.002, seed=seed)
+        answer = small_farseer.predict(params=fresh["params"].to_numpy(), tokens=fresh["tokens"].to_numpy())
+        low, high = answer.loss.interval(0.9)
+        inside.append((low < fresh["loss"]) & (fresh["loss"] < high))
+    assert 0.85 < np.mean(inside) < 0.98  # a little wide: the form is true here, and the fit cannot know
 
 
 def test_same_seed_same_draws(small_chinchilla):
@@ -143,31 +146,43 @@ def test_staged_fit_gives_back_the_paper():
 
 
 def test_chinchilla_on_its_own_data_finds_the_outliers():
-    """All 245 points with learnt tails agree with the replication's fit, which dropped five by hand."""
-    posterior = laws.fit("chinchilla", published("epoch-chinchilla"))
+    """With the form taken for true, all 245 points and learnt tails agree with the replication's fit, which dropped
+    the five highest losses by hand."""
+    runs = published("epoch-chinchilla")
+    posterior = laws.fit("chinchilla", runs, form_error=False)
     assert settled(posterior)
     replication = {"E": 1.8172, "A": 482.0, "B": 2085.4, "alpha": 0.3478, "beta": 0.3658}
     for name, value in replication.items():
         low, high = np.quantile(posterior.draws[name], [0.025, 0.975])
         assert low < value < high, name
-    assert np.median(posterior.draws["df"]) < 3
+    assert posterior.meta["tails"] < 3
+    assert "discrepancy" not in posterior.draws
+    named = {round(outlier["loss"], 6) for outlier in posterior.meta["outliers"]}
+    by_hand = set(runs["loss"].nlargest(5).round(6))
+    assert len(by_hand & named) >= 4
 
 
 # --- numpy against numpyro -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("law", ["chinchilla", "farseer"])
+LOSS_LAWS = [name for name in forms.NAMES if hasattr(forms.get(name), "log_curve") and not forms.get(name).COVARIATES]
+
+
+@pytest.mark.parametrize("law", LOSS_LAWS)
 def test_numpy_curve_is_the_models(law):
-    """A draw of the prior: the model's own location of log loss equals the log of the numpy prediction."""
+    """Draws of the prior: with no form error, the numpy prediction is the curve that the model is observed at."""
     form, (data, facts) = forms.get(law), forms.get(law).prepare(loss_grid(law, 0.003), "loss")
+    facts |= {"tails": 4.0}
+    query = {"params": np.exp(data["ln_N"] + data["n"]), "tokens": np.exp(data["ln_D"] + data["d"])}
     with jax.enable_x64(True):
         for seed in range(5):
-            seeded = numpyro.handlers.seed(form.model, jax.random.key(seed))
-            trace = numpyro.handlers.trace(seeded).get_trace({k: jnp.asarray(v) for k, v in data.items()})
-            draws = {name: np.asarray(trace[name]["value"])[None] for name in form.SITES}
-            N, D = np.exp(data["ln_N"] + data["n"]), np.exp(data["ln_D"] + data["d"])
-            out = form.predict(draws, facts, {"params": N, "tokens": D}, {"loss": np.zeros(1)})
-            np.testing.assert_allclose(np.log(out["mean_loss"][0]), trace["log_loss"]["fn"].loc, rtol=1e-9)
+            seeded = numpyro.handlers.seed(form.priors, jax.random.key(seed))
+            p = seeded({k: jnp.asarray(v) for k, v in data.items()})
+            curve = np.exp(form.log_curve(jnp, p, data))
+            draws = {name: np.atleast_1d(value) for name, value in p.items()}
+            draws |= {"noise": np.ones(1)}
+            out = form.predict(draws, facts, query, {"loss": np.zeros(1)})
+            np.testing.assert_allclose(out["mean_loss"][0], curve, rtol=1e-9)
             np.testing.assert_allclose(out["loss"], out["mean_loss"], rtol=1e-12)
 
 
@@ -215,7 +230,10 @@ def test_farseer_coefficients_are_the_papers_form(small_farseer):
     N, D = 3e9, 5e10
     A = np.exp(p["a1"] * N ** p["alpha"] + p["b1"])
     loss = np.exp(p["a3"] * N ** p["gamma"] + p["b3"]) + np.exp(p["a2"] * N ** p["beta"] + p["b2"] - A * np.log(D))
-    np.testing.assert_allclose(loss, small_farseer.predict(params=N, tokens=D).mean_loss.draws, rtol=1e-6)
+    meta = small_farseer.meta
+    x = grid.coordinates({"params": np.array([N]), "tokens": np.array([D])}, meta["center"])
+    draws = {site: small_farseer.draws[site][:, None] for site in farseer.SITES}
+    np.testing.assert_allclose(loss, np.exp(farseer.log_curve(np, draws, x))[:, 0], rtol=1e-6)
 
 
 def test_chinchilla_point_fit():
