@@ -11,15 +11,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from laws import forms
 from laws.errors import InputError
 
+if TYPE_CHECKING:
+    from laws.forms.steplaw_surface import Settings, Surface
+
 FORMAT = 1
 ELEMENTS = 1_000_000  # draws times queries above which draws are thinned, to 100 at the least
+STREAMS = ("lr", "batch", "loss", "kappa_0", "kappa_1", "kappa_2")  # what scatters from cell to cell or run to run
 TRAILER = b"\nstepseer sha256 "
 
 
@@ -96,21 +100,70 @@ class Posterior:
         steplaw: `lr` and `batch_tokens` at the optimum of a new (N, D) cell. Its median is the law's; its interval
         includes the scatter of cells about the law. Loss laws: `mean_loss` and `loss`. Intervals are for each query by
         itself: one draw's scatter or noise is shared by all queries.
-        covariates: what the law needs besides (`forms.get(law).COVARIATES`), such as unique_tokens.
+        covariates: what the law needs besides (`forms.get(law).COVARIATES`), such as unique_tokens, or may have
+        (`meta["optional"]`): params_active of a steplaw fitted to sparse models too; without it the model is dense.
         n_draws: how many draws to use; by default all, fewer (100 at least) for more than a thousand queries.
         Raises InputError for params or tokens that are not positive, finite and plausible as counts.
         """
+        query, shape, draws, noise = self._ask({"params": params, "tokens": tokens} | covariates, n_draws)
+        out = forms.get(self.law).predict(draws, self.meta, query, noise)
+        quantities = {k: Quantity(v.reshape(len(v), *shape)) for k, v in out.items()}
+        outside = [note for name, values in query.items() for note in self._outside(name, values)]
+        return Prediction(self.law, quantities, outside)
+
+    def regret(
+        self, *, params: Any, tokens: Any, lr: Any, batch_tokens: Any, n_draws: int | None = None, **covariates: Any
+    ) -> Quantity:
+        """steplaw: by how much the loss at (lr, batch_tokens) exceeds the loss at the optimum, relatively, in a new
+        (params, tokens) cell. All arguments broadcast. Raises InputError as `predict` does."""
+        surface, query, shape = self._surface(
+            {"params": params, "tokens": tokens, "lr": lr, "batch_tokens": batch_tokens} | covariates, n_draws
+        )
+        out = surface.regret(np.log(query["lr"]), np.log(query["batch_tokens"]))
+        return Quantity(out.reshape(len(out), *shape))
+
+    def settings(self, *, params: float, tokens: float, within: float = 1e-3, **covariates: Any) -> Settings:
+        """steplaw: the (lr, batch_tokens) of least expected regret at one scale, and the settings whose expected regret
+        is at most `within` (1e-3: 0.1% of the loss): see `laws.forms.steplaw_surface.Settings`.
+
+        Raises InputError as `predict` does, and if no setting is within `within`."""
+        from laws.forms import steplaw_surface
+
+        surface, _, shape = self._surface({"params": params, "tokens": tokens} | covariates, None)
+        if shape != ():
+            raise InputError(f"settings answers one scale at a time, got an array of shape {shape}")
+        if not 0 < within < 1:
+            raise InputError(f"within must be between 0 and 1, got {within:g}; give 0.001 for 0.1% of the loss")
+        return steplaw_surface.settings(surface, within)
+
+    def _surface(
+        self, given: dict[str, Any], n_draws: int | None
+    ) -> tuple[Surface, dict[str, np.ndarray], tuple[int, ...]]:
+        from laws.forms.steplaw_surface import Surface
+
+        if self.law != "steplaw":
+            raise InputError(f"{self.law} knows no learning rates and batch sizes; ask a posterior of steplaw")
+        query, shape, draws, noise = self._ask(given, n_draws)
+        return Surface(draws, self.meta, query, noise), query, shape
+
+    def _ask(
+        self, asked: dict[str, Any], n_draws: int | None
+    ) -> tuple[dict[str, np.ndarray], tuple[int, ...], dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """(column -> [query], the queries' shape, draws thinned to what so many queries need, standard-normal scores)
+        from what was asked, checked."""
         form = forms.get(self.law)
-        if set(covariates) != set(form.COVARIATES):
-            needs = ", ".join(("params", "tokens", *form.COVARIATES))
-            raise InputError(f"{self.law} predicts from {needs}; got {', '.join(('params', 'tokens', *covariates))}")
-        given = {name: _counts(name, x) for name, x in ({"params": params, "tokens": tokens} | covariates).items()}
+        named = ("params", "tokens", *form.COVARIATES)
+        given = set(asked) - {"lr", "batch_tokens"}
+        optional = self.meta.get("optional", {})
+        if not set(named) <= given <= {*named, *optional}:
+            maybe = f" (and {', '.join(optional)} if wanted)" if optional else ""
+            raise InputError(f"{self.law} predicts from {', '.join(named)}{maybe}; got {', '.join(asked)}")
+        values = {name: (_numbers if name in ("lr", "batch_tokens") else _counts)(name, x) for name, x in asked.items()}
         try:
-            whole = np.broadcast_arrays(*given.values())
+            whole = np.broadcast_arrays(*values.values())
         except ValueError:
-            shapes = " and ".join(f"{name} {np.shape(value)}" for name, value in given.items())
+            shapes = " and ".join(f"{name} {np.shape(value)}" for name, value in values.items())
             raise InputError(f"{shapes} do not broadcast; give one token count a size") from None
-        shape, query = whole[0].shape, {name: x.ravel() for name, x in zip(given, whole)}
         total = len(next(iter(self.draws.values())))
         if n_draws is None:
             n_draws = min(total, max(100, ELEMENTS // max(whole[0].size, 1)))
@@ -118,14 +171,11 @@ class Posterior:
             raise InputError(f"n_draws must be 1 to {total}, got {n_draws}")
         chosen = np.linspace(0, total - 1, n_draws).round().astype(int)
         draws = {k: v[chosen] for k, v in self.draws.items()}
-        noise = {k: _scores(n_draws, stream) for stream, k in enumerate(("lr", "batch", "loss"))}
-        out = form.predict(draws, self.meta, query, noise)
-        quantities = {k: Quantity(v.reshape(n_draws, *shape)) for k, v in out.items()}
-        outside = [note for name, values in query.items() for note in self._outside(name, values)]
-        return Prediction(self.law, quantities, outside)
+        noise = {k: _scores(n_draws, stream) for stream, k in enumerate(STREAMS)}
+        return {name: x.ravel() for name, x in zip(values, whole)}, whole[0].shape, draws, noise
 
     def _outside(self, column: str, values: np.ndarray) -> list[str]:
-        low, high = self.meta["ranges"][column]
+        low, high = (self.meta["ranges"] | self.meta.get("optional", {}))[column]
         out = []
         for worst, decades, side in (
             (values.max(initial=high), np.log10(values.max(initial=high) / high), "above"),
@@ -237,7 +287,7 @@ def _content_digest(law: str, meta: str, samples: Mapping[str, np.ndarray]) -> s
     return h.hexdigest()
 
 
-def _counts(name: str, value: Any) -> np.ndarray:
+def _numbers(name: str, value: Any) -> np.ndarray:
     try:
         x = np.asarray(value, dtype=float)
     except (TypeError, ValueError):
@@ -245,6 +295,13 @@ def _counts(name: str, value: Any) -> np.ndarray:
     bad = ~(np.isfinite(x) & (x > 0))
     if bad.any():
         raise InputError(f"{name} must be positive and finite, got {x[bad].ravel()[0]:g}")
+    if name == "lr" and x.size and x.max() > 100:
+        raise InputError(f"lr {x.max():g} is no peak learning rate; give the rate itself, such as 3e-4")
+    return x
+
+
+def _counts(name: str, value: Any) -> np.ndarray:
+    x = _numbers(name, value)
     if x.size and x.min() < 1000:
         raise InputError(
             f"{name} {x.min():g} is a count, not thousands, millions or billions: write {x.min():g}e9 for billions"

@@ -27,23 +27,17 @@ holds a published coefficient.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from laws.errors import FitError
+from laws.errors import InputError
+from laws.forms.steplaw_cells import MIN_LRS, prepare  # noqa: F401  part of this law's interface
 
 CITATION = "Li et al. 2025, Predictable Scale: Part I, Step Law, arXiv 2503.04715"
 COLUMNS = ("lr", "batch_tokens")
 QUANTITIES = ("lr", "batch_tokens")
 COVARIATES = ()
-# Runs modelled: log loss within WINDOW of the cell's best, and the best KEEP_AT_LEAST: far from the optimum no simple
-# form holds, and the answer does not depend on it.
-WINDOW, KEEP_AT_LEAST = 0.02, 12
-MAX_EXCESS = 0.1  # of log loss: beyond this a run has not trained
-MIN_CELLS, MIN_LRS = 3, 4
 KAPPA_SD, NOISE_SD = 0.3, 0.3  # scatter between cells of ln curvature and of ln noise
 HELD = ("lr_sd", "batch_sd")  # a joint mode over these and the cells' deviations is degenerate
 
@@ -54,14 +48,17 @@ LAW = (
     "batch_const",
     "batch_N",
     "batch_D",
+    "lr_S",
+    "batch_S",
     "lr_sd",
     "batch_sd",
     "noise",
     "form_error",
     "df",
 )
-SHAPE = ("log_kappa", "tilt", "bend")  # at the data's centre (3, 2 and 2 values), with slopes *_N and *_D
-SITES = LAW + tuple(f"{name}{slope}" for name in SHAPE for slope in ("", "_N", "_D"))  # sparse cells: no slopes
+SLOPES = {"N": "n", "D": "d", "S": "s"}  # suffix of an exponent or slope -> what it multiplies, less its centre ln_*
+SHAPE = ("log_kappa", "tilt", "bend")  # at the data's centre (3, 2 and 2 values), with slopes
+SITES = LAW + tuple(f"{name}{slope}" for name in SHAPE for slope in ("", *(f"_{slope}" for slope in SLOPES)))
 
 
 def linex(xp: Any, s: Any) -> Any:
@@ -84,108 +81,6 @@ def excess(xp: Any, u: Any, v: Any, log_kappa: Any, tilt: Any, bend: Any) -> Any
     return out + xp.exp(log_kappa[..., 2]) * unstable**2 * linex(xp, bend[..., 1] * unstable)
 
 
-# --- data ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Cell:
-    """The runs of one (params, tokens) cell, best first."""
-
-    params: float
-    tokens: float
-    lr: np.ndarray  # ln, as is batch
-    batch: np.ndarray
-    log_loss: np.ndarray
-
-    @property
-    def modelled(self) -> np.ndarray:
-        """Which runs are near enough to the optimum: bool [run]."""
-        excess, rank = self.log_loss - self.log_loss[0], np.arange(len(self.log_loss))
-        near = (excess < WINDOW) | (rank < KEEP_AT_LEAST)
-        return near & ((excess < MAX_EXCESS) | (rank < MIN_LRS))
-
-    @property
-    def settings(self) -> dict[str, int]:
-        """Distinct learning rates and batch sizes, rounding differences (0.000345, 0.0003453) apart."""
-        return {name: len(np.unique(np.round(getattr(self, name) * 12))) for name in ("lr", "batch")}
-
-
-def prepare(runs: pd.DataFrame, target: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(arrays for the model, facts for the posterior's meta) from finished runs with a target loss.
-
-    Cells with fewer than 4 learning rates are left out; in the others the runs within 2% of the best (and the best 12)
-    are used. Raises FitError where fewer than 3 cells remain.
-    """
-    everything = []
-    for _, group in runs.sort_values(target, kind="stable").groupby(["params", "tokens"], sort=True):
-        columns = [group[c].to_numpy(float) for c in ("params", "tokens", "lr", "batch_tokens", target)]
-        everything.append(Cell(columns[0][0], columns[1][0], *map(np.log, columns[2:])))
-    cells = [cell for cell in everything if cell.settings["lr"] >= MIN_LRS]
-    if len(cells) < MIN_CELLS:
-        raise FitError(
-            f"steplaw needs at least {MIN_CELLS} (params, tokens) cells with {MIN_LRS} or more learning rates each; "
-            f"these runs have {len(cells)} (and {len(everything) - len(cells)} with fewer rates): sweep the learning "
-            "rate at more sizes or budgets"
-        )
-    ln_N, ln_D = np.log([c.params for c in cells]), np.log([c.tokens for c in cells])
-    used = [cell.modelled for cell in cells]
-    data: dict[str, Any] = {
-        "lr": _rectangle([c.lr[u] for c, u in zip(cells, used)]),
-        "batch": _rectangle([c.batch[u] for c, u in zip(cells, used)]),
-        "log_loss": _rectangle([c.log_loss[u] for c, u in zip(cells, used)]),
-        "used": np.arange(max(u.sum() for u in used)) < np.array([u.sum() for u in used])[:, None],
-        "n": ln_N - ln_N.mean(),
-        "d": ln_D - ln_D.mean(),
-        "ln_N": ln_N.mean(),
-        "ln_D": ln_D.mean(),
-        "floor": np.array([c.log_loss[0] for c in cells]),
-        "spread": np.array([max(np.ptp(c.log_loss[u]), 1e-4) for c, u in zip(cells, used)]),
-    }
-    for name in ("lr", "batch"):
-        tried = [getattr(c, name) for c in cells]
-        data[f"{name}_mid"] = np.mean([(x.min() + x.max()) / 2 for x in tried])
-        data[f"{name}_half"] = max(np.ptp(np.concatenate(tried)) / 2, 1.0)
-    # Variants of the model go by the presence of a key, which is known when the program is compiled.
-    settings = np.array([list(c.settings.values()) for c in cells])
-    if np.median(settings, axis=0).min() >= 5 and np.median([u.sum() for u in used]) >= 25:
-        data["dense"] = np.array(1.0)
-    if np.sum(settings[:, 1] > 1) >= MIN_CELLS:
-        data["batch_swept"] = np.array(1.0)
-    return data, {
-        "dense": "dense" in data,
-        "center": {"ln_N": float(data["ln_N"]), "ln_D": float(data["ln_D"])},
-        "cells": len(cells),
-        "rows_used": int(data["used"].sum()),
-        "notes": _notes(cells, len(everything) - len(cells), settings),
-    }
-
-
-def _rectangle(rows: list[np.ndarray]) -> np.ndarray:
-    """[cell, run], short rows repeated (and masked): plain broadcasts are faster than gathers."""
-    width = max(map(len, rows))
-    return np.stack([np.resize(row, width) for row in rows])
-
-
-def _notes(cells: list[Cell], small: int, settings: np.ndarray) -> list[str]:
-    notes = []
-    if small:
-        notes.append(f"{small} cells with fewer than {MIN_LRS} learning rates were left out")
-    swept = int(np.sum(settings[:, 1] > 1))
-    if swept < MIN_CELLS:
-        notes.append(
-            f"batch size varies in {swept} of {len(cells)} cells: the batch law is its prior, not learnt from these "
-            "runs, and the learning rate is the best at the batch sizes tried"
-        )
-    if len({c.params for c in cells}) < 2:
-        notes.append("one model size only: the exponents of N are set by their prior")
-    if len({c.tokens for c in cells}) < 2:
-        notes.append("one token budget only: the exponents of D are set by their prior")
-    edge = sum(c.lr[0] in (c.lr.min(), c.lr.max()) for c in cells)
-    if edge:
-        notes.append(f"the best run has the smallest or largest learning rate tried in {edge} of {len(cells)} cells")
-    return notes
-
-
 # --- model -----------------------------------------------------------------------------------------------------------
 
 
@@ -198,42 +93,47 @@ def model(data: dict[str, Any]) -> None:
     def site(name, loc, scale, shape=()):
         return numpyro.sample(name, dist.Normal(jnp.broadcast_to(loc, shape), scale).to_event(len(shape)))
 
-    n, d = data["n"], data["d"]
-    cells = n.shape[0]
-    dense = "dense" in data
+    x = {slope: data[key] for slope, key in SLOPES.items() if key in data}
+    cells = data["n"].shape[0]
+    rich = "rich" in data
     shape = {}
     for name, loc, prior_sd, slope_sd in (
-        ("log_kappa", np.log([0.02, 0.02, 0.02]), 1.5 if dense else 1.0, 0.5),
+        ("log_kappa", np.log([0.02, 0.02, 0.02]), 1.5 if rich else 1.0, 0.5),
         ("tilt", np.array([0.7, 0.0]), 0.5, 0.2),
         ("bend", np.array([0.5, 1.5]), 0.7, 0.2),
     ):
-        loc = loc if dense else loc[:-1]
+        loc = loc if rich else loc[:-1]
         shape[name] = site(name, loc, prior_sd, loc.shape)[None, :]
-        if dense or name == "log_kappa":
-            width = loc.shape if dense else (1,)
-            by_N, by_D = site(f"{name}_N", 0.0, slope_sd, width), site(f"{name}_D", 0.0, slope_sd, width)
-            shape[name] += by_N * n[:, None] + by_D * d[:, None]
-    if dense:
+        if rich or name == "log_kappa":
+            width = loc.shape if rich else (1,)
+            for slope, values in x.items():
+                shape[name] += site(f"{name}_{slope}", 0.0, slope_sd, width) * values[:, None]
+    if rich:
         shape["log_kappa"] += KAPPA_SD * site("kappa_cell", 0.0, 1.0, (cells, 3))
 
-    def law(name, unit=1.0, slide=0.0, offsets=(0.0, 0.0, 0.0)):
-        """(center less mid, N, D) of a law and ln of the optimum in each cell. Sampled: the law less `slide` times
-        the offsets, in 1/unit. The prior is that of unit 1 and no slide."""
-        widths = data[f"{name}_half"], 0.5, 0.5  # exponents within 1 of 0
-        from_mid, by_N, by_D = (
-            site(f"{name}_{part}_raw", 0.0, width * unit) / unit + slide * offset
-            for part, width, offset in zip(("mid", "N", "D"), widths, offsets)
-        )
-        numpyro.deterministic(f"{name}_N", by_N)
-        numpyro.deterministic(f"{name}_D", by_D)
-        at_center = data[f"{name}_mid"] + from_mid
-        numpyro.deterministic(f"{name}_const", at_center - by_N * data["ln_N"] - by_D * data["ln_D"])
+    def law(name, unit=1.0, slide=0.0, offsets=None):
+        """(center less mid, then the exponents) of a law and ln of the optimum in each cell. Sampled: the law less
+        `slide` times the offsets, in 1/unit. The prior is that of unit 1 and no slide."""
+        widths = {"mid": data[f"{name}_half"]} | {slope: 0.5 for slope in x}  # exponents within 1 of 0
+        offsets = offsets or dict.fromkeys(widths, 0.0)
+        part = {
+            k: site(f"{name}_{k}_raw", 0.0, width * unit) / unit + slide * offsets[k] for k, width in widths.items()
+        }
+        at_center = data[f"{name}_mid"] + part["mid"]
+        best = at_center + sum(part[slope] * values for slope, values in x.items())
+        for slope in x:
+            numpyro.deterministic(f"{name}_{slope}", part[slope])
+            at_center -= part[slope] * data[f"ln_{slope}"]
+        numpyro.deterministic(f"{name}_const", at_center)
         sd = numpyro.sample(f"{name}_sd", dist.LogNormal(np.log(0.1), 0.7))
         # Centred deviations mix well where every cell pins its own optimum, non-centred ones where it does not.
-        scatter = site(f"{name}_cell", 0.0, sd, (cells,)) if dense else sd * site(f"{name}_cell", 0.0, 1.0, (cells,))
-        return (from_mid, by_N, by_D), at_center + by_N * n + by_D * d + scatter
+        scatter = site(f"{name}_cell", 0.0, sd, (cells,)) if rich else sd * site(f"{name}_cell", 0.0, 1.0, (cells,))
+        if "recipe" in data:
+            spread = numpyro.sample(f"{name}_recipe_sd", dist.LogNormal(np.log(0.1), 0.7))
+            scatter += (spread * site(f"{name}_recipe", 0.0, 1.0, (data["recipe"].shape[1],))) @ data["recipe"].T
+        return part, best + scatter
 
-    if dense:
+    if rich:
         best_batch, best_lr = law("batch")[1], law("lr")[1]
     elif "batch_swept" in data:
         # Few batch sizes determine the slope of the loss at their middle (curvature times distance to the best batch)
@@ -248,11 +148,11 @@ def model(data: dict[str, Any]) -> None:
     above = excess(jnp, u, v, *(shape[name][:, None, :] for name in SHAPE))
 
     floor = data["floor"] + data["spread"] * site("floor_cell", 0.0, 1.0, (cells,))
-    if not dense and "batch_swept" in data:  # sampled is the lowest loss at the middle batch size, not at the best
+    if not rich and "batch_swept" in data:  # sampled is the lowest loss at the middle batch size, not at the best
         floor -= jnp.exp(shape["log_kappa"][:, 1]) * (best_batch - data["batch_mid"]) ** 2 / 2
     noise = numpyro.sample("noise", dist.LogNormal(np.log(3e-3), 1.0))
     noise_cell = jnp.broadcast_to(noise, (cells,))
-    if dense:
+    if rich:
         noise_cell = noise * jnp.exp(NOISE_SD * site("noise_cell", 0.0, 1.0, (cells,)))
     form_error = numpyro.sample("form_error", dist.HalfNormal(0.2))
     df = numpyro.deterministic("df", 2.0 + numpyro.sample("df_above_2", dist.Gamma(2.0, 0.5)))
@@ -263,16 +163,17 @@ def model(data: dict[str, Any]) -> None:
 
 def start(data: dict[str, Any]) -> dict[str, Any]:
     """A starting point for the search of the mode: the law through each cell's best runs, ordinary curvature."""
+    x = {slope: data[key] for slope, key in SLOPES.items() if key in data}
     best = {}
     for name in ("lr", "batch"):
         at = data[name][:, :3].mean(axis=1)
-        ridge = np.diag([1e-6, 0.1, 0.1])
-        X = np.stack([np.ones_like(data["n"]), data["n"], data["d"]], axis=1)
+        ridge = np.diag([1e-6] + [0.1] * len(x))
+        X = np.stack([np.ones_like(at), *x.values()], axis=1)
         best[name] = np.linalg.solve(X.T @ X + ridge, X.T @ at)
     out: dict[str, Any] = {}
-    for name, (center, by_N, by_D) in best.items():
-        unit = 0.02 if name == "batch" and "dense" not in data and "batch_swept" in data else 1.0
-        law = {"mid": center - data[f"{name}_mid"], "N": by_N, "D": by_D}
+    for name, (center, *slopes) in best.items():
+        unit = 0.02 if name == "batch" and "rich" not in data and "batch_swept" in data else 1.0
+        law = {"mid": center - data[f"{name}_mid"]} | dict(zip(x, slopes))
         out |= {f"{name}_{part}_raw": unit * value for part, value in law.items()}
         out |= {f"{name}_sd": 0.1, f"{name}_cell": np.zeros(len(data["n"]))}
     cells = len(data["n"])
@@ -281,11 +182,11 @@ def start(data: dict[str, Any]) -> dict[str, Any]:
         "tilt": np.array([0.7, 0.2]),
         "bend": np.array([0.6, 1.5]),
     }
-    if "dense" not in data:
+    if "rich" not in data:
         out |= {name: out[name][:-1] for name in SHAPE}
-    out |= {f"{name}_{slope}": np.zeros_like(out[name]) for name in SHAPE for slope in "ND"}
-    if "dense" not in data:
-        out |= {"log_kappa_N": np.zeros(1), "log_kappa_D": np.zeros(1)}
+    out |= {f"{name}_{slope}": np.zeros_like(out[name]) for name in SHAPE for slope in x}
+    if "rich" not in data:
+        out |= {f"log_kappa_{slope}": np.zeros(1) for slope in x}
     out |= {"kappa_cell": np.zeros((cells, 3)), "floor_cell": np.zeros(cells)}
     out |= {"noise": 2e-3, "noise_cell": np.zeros(cells), "form_error": 0.05, "df_above_2": 2.0}
     return out
@@ -303,11 +204,22 @@ def predict(
     query: `params` and `tokens`, [query] each.
     noise: standard normal scores, one a draw, under the names `lr` and `batch` (marginally right at every query).
     """
-    ln_N, ln_D = np.log(query["params"]), np.log(query["tokens"])
+    x = logs(query)
     out = {}
     for name, quantity in (("lr", "lr"), ("batch", "batch_tokens")):
-        offset = draws[f"{name}_const"] + draws[f"{name}_sd"] * noise[name]
-        out[quantity] = np.exp(
-            offset[:, None] + draws[f"{name}_N"][:, None] * ln_N + draws[f"{name}_D"][:, None] * ln_D
-        )
+        at = draws[f"{name}_const"] + draws[f"{name}_sd"] * noise[name]
+        slopes = [
+            draws[f"{name}_{slope}"][:, None] * values for slope, values in x.items() if f"{name}_{slope}" in draws
+        ]
+        out[quantity] = np.exp(at[:, None] + sum(slopes))
     return out
+
+
+def logs(query: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What the law's exponents multiply: ln N, ln D and ln of the active share of N, which is 0 for a dense model."""
+    ln_N, ln_D = np.log(query["params"]), np.log(query["tokens"])
+    active = query.get("params_active", query["params"])
+    if np.any(active > query["params"]):
+        worst = int(np.argmax(active / query["params"]))
+        raise InputError(f"params_active {active[worst]:g} is above params {query['params'][worst]:g}, the total")
+    return {"N": ln_N, "D": ln_D, "S": np.log(active) - ln_N}

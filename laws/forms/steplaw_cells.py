@@ -1,0 +1,134 @@
+"""The runs that Step Law is fitted to: cells of one size, budget, sparsity and recipe, as arrays for the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from laws.errors import FitError
+
+# Runs modelled: log loss within WINDOW of the cell's best, and the best KEEP_AT_LEAST: far from the optimum no simple
+# form holds, and the answer does not depend on it.
+WINDOW, KEEP_AT_LEAST = 0.02, 12
+MAX_EXCESS = 0.1  # of log loss: beyond this a run has not trained
+MIN_CELLS, MIN_LRS = 3, 4
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The runs of one cell, best first."""
+
+    params: float
+    tokens: float
+    sparsity: float  # ln (active parameters / params): 0 for a dense model
+    recipe: str
+    lr: np.ndarray  # ln, as is batch
+    batch: np.ndarray
+    log_loss: np.ndarray
+
+    @property
+    def modelled(self) -> np.ndarray:
+        """Which runs are near enough to the optimum: bool [run]."""
+        excess, rank = self.log_loss - self.log_loss[0], np.arange(len(self.log_loss))
+        near = (excess < WINDOW) | (rank < KEEP_AT_LEAST)
+        return near & ((excess < MAX_EXCESS) | (rank < MIN_LRS))
+
+    @property
+    def settings(self) -> dict[str, int]:
+        """Distinct learning rates and batch sizes, rounding differences (0.000345, 0.0003453) apart."""
+        return {name: len(np.unique(np.round(getattr(self, name) * 12))) for name in ("lr", "batch")}
+
+
+def prepare(runs: pd.DataFrame, target: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(arrays for the model, facts for the posterior's meta) from finished runs with a target loss.
+
+    A cell is one (params, tokens), and params_active and recipe where the table has them: runs without params_active
+    are of dense models. Cells with fewer than 4 learning rates are left out; in the others the runs within 2% of the
+    best (and the best 12) are used. Raises FitError where fewer than 3 cells remain.
+    """
+    everything = []
+    active = runs["params_active"].fillna(runs["params"]) if "params_active" in runs else runs["params"]
+    table = pd.DataFrame({c: runs[c].to_numpy(float) for c in ("params", "tokens", "lr", "batch_tokens", target)})
+    table = table.assign(sparsity=np.log(active.to_numpy(float) / table["params"]), recipe=np.asarray(runs.get("recipe", "")))
+    for _, group in table.sort_values(target, kind="stable").groupby(["params", "tokens", "sparsity", "recipe"]):
+        first = group.iloc[0]
+        logs = [np.log(group[c].to_numpy()) for c in ("lr", "batch_tokens", target)]
+        everything.append(Cell(first["params"], first["tokens"], first["sparsity"], first["recipe"], *logs))
+    cells = [cell for cell in everything if cell.settings["lr"] >= MIN_LRS]
+    if len(cells) < MIN_CELLS:
+        raise FitError(
+            f"steplaw needs at least {MIN_CELLS} (params, tokens) cells with {MIN_LRS} or more learning rates each; "
+            f"these runs have {len(cells)} (and {len(everything) - len(cells)} with fewer rates): sweep the learning "
+            "rate at more sizes or budgets"
+        )
+    ln_N, ln_D = np.log([c.params for c in cells]), np.log([c.tokens for c in cells])
+    used = [cell.modelled for cell in cells]
+    data: dict[str, Any] = {
+        "lr": _rectangle([c.lr[u] for c, u in zip(cells, used)]),
+        "batch": _rectangle([c.batch[u] for c, u in zip(cells, used)]),
+        "log_loss": _rectangle([c.log_loss[u] for c, u in zip(cells, used)]),
+        "used": np.arange(max(u.sum() for u in used)) < np.array([u.sum() for u in used])[:, None],
+        "n": ln_N - ln_N.mean(),
+        "d": ln_D - ln_D.mean(),
+        "ln_N": ln_N.mean(),
+        "ln_D": ln_D.mean(),
+        "floor": np.array([c.log_loss[0] for c in cells]),
+        "spread": np.array([max(np.ptp(c.log_loss[u]), 1e-4) for c, u in zip(cells, used)]),
+    }
+    sparsity = np.array([c.sparsity for c in cells])
+    if np.any(sparsity):
+        data |= {"s": sparsity - sparsity.mean(), "ln_S": sparsity.mean()}
+    for name in ("lr", "batch"):
+        tried = [getattr(c, name) for c in cells]
+        data[f"{name}_mid"] = np.mean([(x.min() + x.max()) / 2 for x in tried])
+        data[f"{name}_half"] = max(np.ptp(np.concatenate(tried)) / 2, 1.0)
+    # Variants of the model go by the presence of a key, which is known when the program is compiled.
+    settings = np.array([list(c.settings.values()) for c in cells])
+    if np.median(settings, axis=0).min() >= 5 and np.median([u.sum() for u in used]) >= 25:
+        data["rich"] = np.array(1.0)
+    if np.sum(settings[:, 1] > 1) >= MIN_CELLS:
+        data["batch_swept"] = np.array(1.0)
+    return data, {
+        "rich": "rich" in data,
+        "batch_swept": "batch_swept" in data,
+        "center": {name: float(data[name]) for name in ("ln_N", "ln_D", "ln_S") if name in data},
+        "cells": len(cells),
+        "rows_used": int(data["used"].sum()),
+        "optional": _optional(cells),
+        "notes": _notes(cells, len(everything) - len(cells), settings),
+    }
+
+
+def _optional(cells: list[Cell]) -> dict[str, list[float]]:
+    """Columns that a prediction may be given, with their ranges."""
+    active = [float(c.params * np.exp(c.sparsity)) for c in cells]
+    return {"params_active": [min(active), max(active)]} if any(c.sparsity for c in cells) else {}
+
+
+def _rectangle(rows: list[np.ndarray]) -> np.ndarray:
+    """[cell, run], short rows repeated (and masked): plain broadcasts are faster than gathers."""
+    width = max(map(len, rows))
+    return np.stack([np.resize(row, width) for row in rows])
+
+
+def _notes(cells: list[Cell], small: int, settings: np.ndarray) -> list[str]:
+    notes = []
+    if small:
+        notes.append(f"{small} cells with fewer than {MIN_LRS} learning rates were left out")
+    swept = int(np.sum(settings[:, 1] > 1))
+    if swept < MIN_CELLS:
+        notes.append(
+            f"batch size varies in {swept} of {len(cells)} cells: the batch law is its prior, not learnt from these "
+            "runs, and the learning rate is the best at the batch sizes tried"
+        )
+    if len({c.params for c in cells}) < 2:
+        notes.append("one model size only: the exponents of N are set by their prior")
+    if len({c.tokens for c in cells}) < 2:
+        notes.append("one token budget only: the exponents of D are set by their prior")
+    edge = sum(c.lr[0] in (c.lr.min(), c.lr.max()) for c in cells)
+    if edge:
+        notes.append(f"the best run has the smallest or largest learning rate tried in {edge} of {len(cells)} cells")
+    return notes
