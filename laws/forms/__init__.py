@@ -15,7 +15,7 @@ from types import ModuleType
 
 from laws.errors import InputError
 
-NAMES = ("steplaw", "farseer", "chinchilla", "nested")
+NAMES = ("steplaw", "farseer", "chinchilla", "nested", "kaplan", "data_constrained", "moe", "routed")
 
 
 def get(law: str) -> ModuleType:
