@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 
 import laws
 from experiments import show
 from experiments.errors import InputError
-from experiments.options import Parser, fraction, positives
+from experiments.options import Parser, fraction, positive, positives
 
 # what a posterior predicts: field of Prediction -> (how people call it, how they write it)
 QUANTITIES = {
     "lr": ("peak learning rate", show.rate),
     "batch_tokens": ("batch, tokens", show.count),
+    "regret": ("regret of that setting", show.percent),
     "loss": ("loss, nats per token", show.loss),
 }
 
 
-Answer = dict[str, dict[str, float]]  # quantity -> median, low, high, level
+Answer = dict[str, dict[str, Any]]  # quantity -> median, low, high, level; settings -> what `laws` answers
 
 
 def parser() -> Parser:
@@ -27,6 +30,8 @@ def parser() -> Parser:
         "predict",
         "Best learning rate and batch size (steplaw), or the loss (loss laws), with a credible interval.",
         examples="  stepseer predict steplaw --params 7B --tokens 1.4T\n"
+        "  stepseer predict steplaw --params 7B --tokens 1.4T --within 0.1%   which settings are good enough\n"
+        "  stepseer predict steplaw --params 7B --tokens 1.4T --lr 9e-4 --batch-tokens 5M   what that setting costs\n"
         "  stepseer predict mine.nc --params 1B,7B,70B --tokens 20B,140B,1.4T --level 0.5 --json",
     )
     made.add_argument("posterior", metavar="LAW_OR_FILE", help="a packaged posterior (steplaw) or a file from `fit`")
@@ -34,6 +39,10 @@ def parser() -> Parser:
         "--params", metavar="N", required=True, help="non-embedding parameters: 7e9, 7B; several with commas"
     )
     made.add_argument("--tokens", metavar="D", required=True, help="training tokens: 1.4e12, 1.4T; several with commas")
+    made.add_argument("--params-active", metavar="N", help="steplaw of sparse models: parameters active for a token")
+    made.add_argument("--lr", metavar="X", help="steplaw: the regret of this peak learning rate ...")
+    made.add_argument("--batch-tokens", metavar="Y", help="... and this batch size, in tokens")
+    made.add_argument("--within", metavar="R", help="steplaw: the settings within this expected regret: 0.1%%, 0.001")
     made.add_argument("--level", metavar="P", default="0.9", help="mass of the interval (default 0.9)")
     return made
 
@@ -41,19 +50,42 @@ def parser() -> Parser:
 def run(args: argparse.Namespace) -> int:
     params, tokens = _pairs(positives(args.params, "--params"), positives(args.tokens, "--tokens"))
     level = fraction(args.level, "--level")
+    if (args.lr is None) != (args.batch_tokens is None):
+        raise InputError("--lr and --batch-tokens go together: a setting is both")
+    within = None if args.within is None else _share(args.within, "--within")
     posterior = laws.load_posterior(args.posterior)
-    prediction = posterior.predict(params=np.array(params), tokens=np.array(tokens))
+    queries = [{"params": n, "tokens": d} for n, d in zip(params, tokens)]
+    if args.params_active is not None:
+        queries = [q | {"params_active": positive(args.params_active, "--params-active")} for q in queries]
+    asked = {column: np.array([q[column] for q in queries]) for column in queries[0]}
+    prediction = posterior.predict(**asked)
     given = {name: prediction.quantities[name] for name in QUANTITIES if name in prediction.quantities}
-    answers = [{name: show.summary(q, level, i) for name, q in given.items()} for i in range(len(params))]
+    if args.lr is not None:
+        setting = {"lr": positive(args.lr, "--lr"), "batch_tokens": positive(args.batch_tokens, "--batch-tokens")}
+        given["regret"] = posterior.regret(**asked, **setting)
+    answers: list[Answer] = [
+        {name: show.summary(q, level, i) for name, q in given.items()} for i in range(len(queries))
+    ]
+    good = [] if within is None else [posterior.settings(**query, within=within) for query in queries]
+    for answer, found in zip(answers, good):
+        answer["settings"] = asdict(found)
     if args.json:
         about = {"law": posterior.law, "posterior": args.posterior}
-        whole = [{"params": n, "tokens": d, **answer, **about} for n, d, answer in zip(params, tokens, answers)]
+        whole = [{**query, **answer, **about} for query, answer in zip(queries, answers)]
         print(show.as_json({**answers[0], **about} if len(answers) == 1 else whole))
     else:
         _print(posterior, args, list(zip(params, tokens)), answers)
+        for query, found in zip(queries, good):
+            _print_settings(query, found)
         for warning in prediction.warnings:
             print(f"note: {warning}")
     return 0
+
+
+def _share(text: str, option: str) -> float:
+    """'0.1%' or '0.001'."""
+    number = text.removesuffix("%")
+    return positive(number, option) / (100 if number != text else 1)
 
 
 def _pairs(params: list[float], tokens: list[float]) -> tuple[list[float], list[float]]:
@@ -71,6 +103,8 @@ def _print(
     rows = []
     for (params, tokens), answer in zip(queries, answers):
         for name, summary in answer.items():
+            if name not in QUANTITIES:
+                continue
             label, form = QUANTITIES[name]
             interval = f"{form(summary['low'])} .. {form(summary['high'])}"
             rows.append([label, show.count(params), show.count(tokens), form(summary["median"]), interval])
@@ -78,3 +112,14 @@ def _print(
     title = f"{posterior.law}, fitted to {show.plural(meta['rows'] - meta['excluded'], 'run')} of {meta['source']}"
     header = ["", "N", "tokens", "median", f"{100 * float(args.level):.4g}% interval"]
     show.console().print(show.table(title, header, rows))
+
+
+def _print_settings(query: dict[str, float], found: Any) -> None:
+    lr, batch = show.rate(found.best[0]), show.count(found.best[1])
+    lrs, batches = map(show.rate, found.lr), map(show.count, found.batch_tokens)
+    print(
+        f"{show.count(query['params'])} on {show.count(query['tokens'])}: least expected regret "
+        f"{show.percent(found.expected)}, at lr {lr}, batch {batch}\n"
+        f"  within {show.percent(found.within)}: lr {' .. '.join(lrs)} at that batch; "
+        f"batch {' .. '.join(batches)} at that lr\n"
+    )

@@ -50,9 +50,10 @@ def prepare(runs: pd.DataFrame, target: str) -> tuple[dict[str, Any], dict[str, 
     best (and the best 12) are used. Raises FitError where fewer than 3 cells remain.
     """
     everything = []
-    active = runs["params_active"].fillna(runs["params"]) if "params_active" in runs else runs["params"]
     table = pd.DataFrame({c: runs[c].to_numpy(float) for c in ("params", "tokens", "lr", "batch_tokens", target)})
-    table = table.assign(sparsity=np.log(active.to_numpy(float) / table["params"]), recipe=np.asarray(runs.get("recipe", "")))
+    active = runs["params_active"].fillna(runs["params"]) if "params_active" in runs else runs["params"]
+    table["sparsity"] = np.log(active.to_numpy(float) / table["params"])
+    table["recipe"] = np.asarray(runs.get("recipe", ""))
     for _, group in table.sort_values(target, kind="stable").groupby(["params", "tokens", "sparsity", "recipe"]):
         first = group.iloc[0]
         logs = [np.log(group[c].to_numpy()) for c in ("lr", "batch_tokens", target)]

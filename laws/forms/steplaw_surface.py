@@ -88,7 +88,7 @@ def settings(surface: Surface, within: float) -> Settings:
     best, least = found.x, float(found.fun) / 1e3
     if not least <= within:
         raise InputError(
-            f"within {within:.2g}: the expected regret of the best setting is {least:.2g} there; ask for more than that"
+            f"no setting is within {within:.2g}: the best has an expected regret of {least:.2g} there; ask for more"
         )
     angle = np.arange(DIRECTIONS) * 2 * np.pi / DIRECTIONS
     ways = np.round(np.stack([np.cos(angle), np.sin(angle)], axis=1), 12)
