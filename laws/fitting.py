@@ -41,9 +41,9 @@ def fit(
     num_warmup, num_samples: a chain; more are drawn (up to five times as many) where chains have not mixed. The same
     seed gives the same posterior on the same versions.
     form_error: laws of the loss allow for the error of their own form, which widens their coefficients and makes their
-    predictions true; False takes the form for true, as the literature does. laplace: laws of the loss by the normal
-    approximation at the mode, which takes a tenth of the time and has no diagnostics. progress: True for a bar, or a
-    function of (done, total).
+    predictions true; False takes the form for true, as the literature does. laplace: by the normal approximation at the
+    mode, which takes a tenth of the time and has no diagnostics. progress: True for a bar, or a function of (done,
+    total).
     Raises InputError for a bad table, FitError where the data are too few for the law or the diagnostics refuse the fit
     (R-hat over 1.01, fewer than 400 effective draws, more than 1% divergences).
     """
@@ -66,6 +66,8 @@ def fit(
         if "loss" in form.QUANTITIES:
             how = {"laplace": True} if laplace else options | {"on_progress": on_progress}
             result = surface.sample(form, data, name=law, seed=seed, form_error=form_error, **how)
+        elif laplace:
+            result = sampler.laplace(form.model, data, form.start(data), name=law, hold=form.HELD, seed=seed)
         else:
             how = options | {"hold": form.HELD, "on_progress": on_progress}
             result = sampler.sample(form.model, data, form.start(data), name=law, seed=seed, **how)

@@ -27,8 +27,9 @@ METADATA_KEY = b"stepseer.run_table"
 def load_runs(source: Any, *, recipe: str | None = None) -> pd.DataFrame:
     """The run table at `source`, validated, with `status` and `recipe` filled in where absent.
 
-    source: a published table's name (`laws.datasets.names()`), a path (CSV, Parquet, or a results folder holding
-    parts/*.parquet) or a DataFrame (not modified). recipe: keep the rows of this recipe only.
+    source: a published table's name (`laws.datasets.names()`), several of them joined by commas, a path (CSV, Parquet,
+    or a results folder holding parts/*.parquet) or a DataFrame (not modified). recipe: keep the rows of this
+    recipe only.
     Returns a new DataFrame with a fresh index and `attrs["source"]`. Raises InputError on anything a user can fix.
     """
     if isinstance(source, pd.DataFrame):
@@ -97,6 +98,8 @@ def _read(source: str | os.PathLike[str]) -> tuple[pd.DataFrame, str, bool]:
     text = os.fspath(source)
     if text in datasets.TABLES:
         return datasets.load(text), text, False
+    if "," in text and set(text.split(",")) <= set(datasets.TABLES):
+        return pd.concat([datasets.load(name) for name in text.split(",")], ignore_index=True), text, False
     path = Path(text).expanduser()
     if path.is_dir():
         return _read_folder(path), str(path), False

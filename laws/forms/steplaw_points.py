@@ -1,8 +1,8 @@
 """The Step Law authors' own estimator (arXiv 2503.04715; their `code/fit_tool.py`), as the point of comparison.
 
 In every cell keep the runs whose loss is within 0.25% of the cell's lowest; regress their ln lr on (ln N, ln D) and
-their ln batch on ln D by least squares; repeat on 1,000 bootstraps of the kept rows. Only near-optimal runs count, and
-all alike: how flat the valley is, and which way it bends, is not used.
+their ln batch on ln D by least squares, on 1,000 bootstraps of the kept rows, and average the coefficients. Only the
+near-optimal runs count, and all alike: how flat the valley is, and which way it bends, is not used.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ WITHIN, BOOTSTRAPS = 0.0025, 1000
 
 @dataclass(frozen=True)
 class PointFit:
-    """lr, batch: (constant, exponent of N, exponent of D) of ln lr* and ln B* (tokens), [3]; the exponent of N in batch
-    is 0 unless asked for. lr_draws, batch_draws: the same of every bootstrap, [bootstrap, 3]. runs: how many were kept.
-    """
+    """lr_draws, batch_draws: (constant, exponent of N, exponent of D) of ln lr* and ln B* (tokens) of every bootstrap,
+    [bootstrap, 3]; the exponent of N in batch is 0 unless asked for. lr, batch: their means, [3]. runs: how many were
+    kept."""
 
     lr: np.ndarray
     batch: np.ndarray
@@ -33,7 +33,8 @@ class PointFit:
     def predict(self, params: Any, tokens: Any) -> tuple[Any, Any]:
         """(lr, batch_tokens) at N = params, D = tokens: numbers, or arrays that broadcast."""
         n, d = np.log(params), np.log(tokens)
-        return tuple(np.exp(c[0] + c[1] * n + c[2] * d) for c in (self.lr, self.batch))  # type: ignore[return-value]
+        lr, batch = (np.exp(c[0] + c[1] * n + c[2] * d) for c in (self.lr, self.batch))
+        return lr, batch
 
 
 def fit_points(
@@ -64,9 +65,9 @@ def fit_points(
         )
     y = np.log(near[["lr", "batch_tokens"]].to_numpy(float))
     rng = np.random.default_rng(seed)
-    rows = np.concatenate([np.arange(len(X))[None], rng.integers(len(X), size=(bootstraps, len(X)))])
+    rows = rng.integers(len(X), size=(bootstraps, len(X)))
     lr = np.stack([np.linalg.lstsq(X[r], y[r, 0])[0] for r in rows])
     columns = [0, 1, 2] if batch_has_N else [0, 2]
     batch = np.zeros_like(lr)
     batch[:, columns] = np.stack([np.linalg.lstsq(X[r][:, columns], y[r, 1])[0] for r in rows])
-    return PointFit(lr[0], batch[0], lr[1:], batch[1:], len(near))
+    return PointFit(lr.mean(axis=0), batch.mean(axis=0), lr, batch, len(near))
