@@ -24,6 +24,7 @@ COMMANDS = {
     "allocate": ("allocate", "the size and tokens that a budget is best spent on; what a loss takes"),
     "compare": ("compare", "which of two recipes is better where, and where they cross"),
     "backtest": ("backtest", "hold out the largest runs: how far off would the law have been?"),
+    "check": ("check", "is a fit to be trusted? coverage, residuals, outliers, prior, in sentences"),
     "report": ("report", "every law, hold-outs and pictures on one HTML page"),
     "train": ("train", "train one model"),
     "sweep plan": ("sweep_plan", "what a grid would run, and what it would cost"),

@@ -22,6 +22,9 @@ _HOMES = {
     "params_for": "laws.inverse",
     "tokens_for": "laws.inverse",
     "compare": "laws.comparison",
+    "check": "laws.checks",
+    "from_arviz": "laws.exchange",
+    "to_arviz": "laws.exchange",
 }
 __all__ = [
     "FitError",
@@ -30,12 +33,15 @@ __all__ = [
     "allocate",
     "backtest",
     "cheapest",
+    "check",
     "compare",
     "fit",
+    "from_arviz",
     "load_posterior",
     "load_runs",
     "overtrain",
     "params_for",
+    "to_arviz",
     "tokens_for",
 ]
 

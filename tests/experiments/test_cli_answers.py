@@ -10,7 +10,7 @@ import pytest
 import laws
 from experiments.cli import main
 from tests.laws import known
-from tests.laws.conftest import CHINCHILLA
+from tests.laws.conftest import CHINCHILLA, loss_grid
 
 POSTERIORS = {
     "mine.nc": known.chinchilla(0.001, seed=1),
@@ -94,6 +94,27 @@ def test_compare(capsys):
         assert words in shown
 
 
+@pytest.fixture
+def runs(tmp_path):
+    """Runs about the surface of mine.nc, one of them far off."""
+    table = loss_grid("chinchilla", 0.005)
+    table.loc[5, "loss"] *= 1.2
+    table.to_csv(tmp_path / "runs.csv", index=False)
+    return tmp_path / "runs.csv"
+
+
+def test_check(capsys, runs):
+    answer = json.loads(say(capsys, f"check mine.nc {runs} --json"))
+    assert answer["fitted_to_these"] is False and answer["prior"] is None and len(answer["cells"]) == 64
+    assert set(answer["coverage"]) == {"0.5", "0.8", "0.9", "0.95"} and 0.7 < answer["coverage"]["0.9"] <= 1
+    assert set(answer["worries"]) < set(answer["sentences"])
+    shown = say(capsys, f"check mine.nc {runs}")
+    for words in ("these runs are a test of it", "ok  The chains agree", "! A run scatters", "furthest from the law"):
+        assert words in shown
+    first = shown.split("Pareto k")[-1].splitlines()[2].split()
+    assert first[:2] == ["200M", "32B"] and float(first[4].rstrip("%")) > 15
+
+
 @pytest.mark.parametrize("suffix, head", [("svg", b"<?xml"), ("png", b"\x89PNG"), ("pdf", b"%PDF")])
 def test_pictures(capsys, tmp_path, suffix, head):
     for line in (
@@ -135,6 +156,10 @@ def test_pictures(capsys, tmp_path, suffix, head):
         ("compare mine.nc other.nc --tokens 7", ["tokens 7", "7e9"]),
         ("compare mine.nc none.nc", ["none.nc"]),
         ("compare mine.nc steplaw", ["steplaw"]),
+        ("check mine.nc", ["RUNS"]),
+        ("check mine.nc none.csv", ["none.csv"]),
+        ("check none.nc none.csv", ["none.nc"]),
+        ("check steplaw none.csv", ["steplaw says nothing of the loss"]),
     ],
 )
 def test_mistakes(capfd, line, named):

@@ -29,8 +29,18 @@ class Known(laws.Posterior):
 
 def known(law: str, surface, samples: dict[str, np.ndarray], target: str = "loss") -> Known:
     ranges = {"params": [1e8, 1e10], "tokens": [1e9, 1e12]}
-    meta = {"source": "made up", "rows": 30, "excluded": 2, "warnings": [], "target": target, "cells": 30}
-    return Known(law, samples, meta | {"ranges": ranges, "surface": surface})
+    meta = {
+        "source": "made up",
+        "rows": 30,
+        "excluded": 2,
+        "warnings": [],
+        "target": target,
+        "cells": 30,
+        "tails": 20.0,
+    }
+    meta |= {"diagnostics": {"max_rhat": 1.0, "min_ess": 900.0, "divergences": 0.0}, "data_digest": "none"}
+    shape = next(iter(samples.values())).shape
+    return Known(law, samples | {"noise": np.full(shape, 5e-3)}, meta | {"ranges": ranges, "surface": surface})
 
 
 def chinchilla(spread: float = 0.01, truth: dict[str, float] = CHINCHILLA, seed: int = 0, draws: int = 200) -> Known:
