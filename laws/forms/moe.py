@@ -36,8 +36,8 @@ def prepare(runs: pd.DataFrame, target: str) -> tuple[dict[str, Any], dict[str, 
     sizes = np.stack([data["n"], data["all"]])
     if np.linalg.svd(sizes - sizes.mean(axis=1, keepdims=True), compute_uv=False)[1] < SPREAD * np.sqrt(sizes.shape[1]):
         raise FitError(
-            "moe needs params and params_active that vary independently; in these runs one follows from the other or is "
-            "the same throughout: add runs of another sparsity and size, such as dense ones with params_active = params"
+            "moe needs params and params_active that vary independently; in these runs one follows from the other or "
+            "is the same throughout: add runs of another sparsity and size, such as dense ones"
         )
     return data, facts
 
