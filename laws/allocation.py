@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from laws import forms
 from laws.errors import InputError
-from laws.posterior import Posterior, Quantity
+from laws.posterior import Posterior, Prediction, Quantity
 from laws.posterior import _counts as counts
 from laws.posterior import _plain as plain
 
@@ -29,6 +30,7 @@ TOLERANCES = (0.001, 0.005, 0.01)  # of the flat valley
 SMALLER = (1.5, 2.0, 4.0, 8.0)  # how many times smaller a model in `overtrain`
 SHARE = 0.05  # of the draws: below it nothing is said about them
 PerToken = float | Callable[[np.ndarray], np.ndarray]
+Covariate = float | Callable[[np.ndarray], np.ndarray]  # a value, or a function of params
 
 
 @dataclass(frozen=True)
@@ -117,13 +119,13 @@ def allocate(
     flops_per_token: PerToken = 6.0,
     inference_flops_per_token: PerToken = 2.0,
     n_draws: int | None = None,
-    **covariates: float,
+    **covariates: Covariate,
 ) -> Allocation:
     """The size and tokens of lowest loss with `flops` to spend: a number or an array of budgets in FLOP.
 
     inference_tokens: tokens the model will serve, whose cost comes out of `flops`. flops_per_token,
     inference_flops_per_token: FLOPs per token over N (6 and 2), or functions of an array of N. covariates: what the law
-    needs besides params and tokens, one value each. n_draws: by default all draws.
+    needs besides params and tokens: one value, or a function of an array of N, each. n_draws: by default all draws.
     Raises InputError for budgets that are not positive, finite and plausible, and for laws without a loss.
     """
     shape, every = np.shape(flops), _budgets(flops)
@@ -137,7 +139,7 @@ def allocate(
     params, tokens = gather("params"), gather("tokens")
     best, its_tokens = gather("best_params"), gather("best_tokens")
     known = np.isfinite(best)
-    at_best = posterior.predict(params=best[known], tokens=its_tokens[known], n_draws=len(params), **covariates)
+    at_best = predicted(posterior, best[known], its_tokens[known], len(params), covariates)
     best_loss = np.full(params.shape, np.nan)
     best_loss[:, known] = at_best.mean_loss.draws.reshape(len(params), -1)
     none, local = gather("no_optimum").mean(axis=0), gather("local_only").mean(axis=0)
@@ -245,7 +247,7 @@ def overtrain(
     flops_per_token: PerToken = 6.0,
     inference_flops_per_token: PerToken = 2.0,
     n_draws: int | None = None,
-    **covariates: float,
+    **covariates: Covariate,
 ) -> pd.DataFrame:
     """What a model `smaller` times below the recommended size costs, one row each.
 
@@ -280,15 +282,23 @@ def overtrain(
 # --- shared with laws.inverse and laws.comparison --------------------------------------------------------------------
 
 
+def predicted(
+    posterior: Posterior, params: np.ndarray, tokens: np.ndarray, n_draws: int | None, covariates: dict
+) -> Prediction:
+    """`posterior.predict`, by default of all draws, however many queries; covariates may be functions of params.
+    Raises InputError for laws that do not predict a loss."""
+    if "mean_loss" not in forms.get(posterior.law).QUANTITIES:
+        raise InputError(f"{posterior.law} says nothing of the loss; fit a law of it, such as chinchilla or farseer")
+    n = n_draws or len(next(iter(posterior.draws.values())))
+    given = {name: value(params) if callable(value) else value for name, value in covariates.items()}
+    return posterior.predict(params=params, tokens=tokens, n_draws=n, **given)
+
+
 def mean_loss(
     posterior: Posterior, params: np.ndarray, tokens: np.ndarray, n_draws: int | None, covariates: dict
 ) -> np.ndarray:
-    """Draws [n, query] of the mean loss; by default of all draws, however many queries. Raises InputError for laws
-    that do not predict a loss."""
-    if posterior.law == "steplaw":
-        raise InputError("steplaw says nothing of the loss; fit a law of it, such as chinchilla or farseer")
-    total = len(next(iter(posterior.draws.values())))
-    return posterior.predict(params=params, tokens=tokens, n_draws=n_draws or total, **covariates).mean_loss.draws
+    """Draws [n, query] of the mean loss, as `predicted` gives it."""
+    return predicted(posterior, params, tokens, n_draws, covariates).mean_loss.draws
 
 
 def crossing(x: np.ndarray, falling: np.ndarray, level: Any) -> np.ndarray:

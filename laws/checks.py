@@ -66,7 +66,7 @@ def check(posterior: Posterior, runs: Any, *, recipe: str | None = None, prior: 
     used, cells, own = fitted_cells(posterior, runs, recipe)
     where, y = query(posterior, cells), np.log(cells[posterior.meta["target"]].to_numpy(float))
     log_lik, residual = log_likelihood(posterior, where, y)
-    far = np.log(_beyond(posterior, where))
+    far = np.log(mean_loss(posterior, beyond({c: x.max() for c, x in where.items()}, BEYOND)))
     weights, k = _left_out(log_lik) if own else (np.full(log_lik.shape, 1 / len(log_lik)), np.full(len(y), np.nan))
     below = student.cdf(residual, posterior.meta["tails"])
     pit = (weights * below).sum(axis=0)
@@ -122,7 +122,11 @@ def fitted_cells(posterior: Posterior, runs: Any, recipe: str | None = None) -> 
     if used.empty:
         raise InputError(f"none of the {len(table)} runs has status ok and a finite {target}; give runs that finished")
     own = _digest(used, ["params", "tokens", target, *form.COLUMNS]) == posterior.meta["data_digest"]
-    return used, grid.best_per_cell(used, target, form.COVARIATES), own
+    cells = grid.best_per_cell(used, target, form.COVARIATES)
+    if own:  # a law may leave cells out
+        kept = np.round(form.prepare(used, target)[0]["log_loss"], 12)
+        cells = cells[np.isin(np.round(np.log(cells[target]), 12), kept)].reset_index(drop=True)
+    return used, cells, own
 
 
 def log_likelihood(posterior: Posterior, where: dict[str, np.ndarray], y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -146,10 +150,9 @@ def query(posterior: Posterior, cells: pd.DataFrame) -> dict[str, np.ndarray]:
     return {c: cells[c].to_numpy(float) for c in ("params", "tokens", *forms.get(posterior.law).COVARIATES)}
 
 
-def _beyond(posterior: Posterior, where: dict[str, np.ndarray]) -> np.ndarray:
-    """Draws of the mean loss BEYOND the largest size and budget, other covariates at their largest."""
-    largest = {c: x.max() * (BEYOND if c in ("params", "tokens") else 1) for c, x in where.items()}
-    return mean_loss(posterior, largest)
+def beyond(largest: dict[str, float], times: float) -> dict[str, float]:
+    """`times` the size (all of it, and the active part) and budget; other covariates as they are."""
+    return {c: x * (times if c in ("params", "params_active", "tokens") else 1) for c, x in largest.items()}
 
 
 def _left_out(log_lik: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -255,9 +258,9 @@ def _error_of_form(posterior: Posterior, where: dict[str, np.ndarray]) -> Said:
     if "discrepancy" not in posterior.draws:
         text = f"A run scatters by {noise:.2%} and the form is taken for true"
         return False, f"{text}: trust no interval beyond the data."
-    p = {site: x[:, None] for site, x in posterior.draws.items() if x.ndim == 1}
-    curve = forms.get(posterior.law).log_curve(np, p, grid.coordinates(where, posterior.meta["center"]))
-    off = float(np.sqrt(np.mean(np.mean(np.log(mean_loss(posterior, where)) - curve, axis=0) ** 2)))
+    law = {site: x for site, x in posterior.samples.items() if site != "discrepancy"}
+    curve = mean_loss(Posterior(posterior.law, law, posterior.meta), where)
+    off = float(np.sqrt(np.mean(np.mean(np.log(mean_loss(posterior, where) / curve), axis=0) ** 2)))
     larger = "noise" if off < noise else "the form"
     text = f"On these cells the law's form is off by {off:.2%}, a run's noise is {noise:.2%}"
     return True, f"{text}: {larger} is the larger error."

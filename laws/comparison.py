@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from laws.allocation import SHARE, allocate, mean_loss, ordered
+from laws.allocation import SHARE, Covariate, allocate, mean_loss, ordered
 from laws.errors import InputError
 from laws.posterior import Posterior, Quantity
 from laws.posterior import _counts as counts
@@ -54,7 +54,7 @@ def compare(
     params: Any = None,
     tokens: Any = None,
     n_draws: int | None = None,
-    **covariates: float,
+    **covariates: Covariate,
 ) -> Comparison:
     """The recipe of posterior `a` beside that of `b` on every pair of params [n] and tokens [d], increasing.
 
@@ -67,8 +67,8 @@ def compare(
             f"a predicts {a.meta['target']!r} and b {b.meta['target']!r}: fit both to the same loss "
             "column, of the same held-out text"
         )
-    given = {"params": params, "tokens": tokens}
-    axes = {c: _axis(c, given[c]) if given[c] is not None else _shared(a, b, c) for c in given}
+    asked = {"params": params, "tokens": tokens}
+    axes = {c: _shared(a, b, c) if x is None else _axis(c, x) for c, x in asked.items()}
     grid = np.meshgrid(*axes.values(), indexing="ij")
     n = n_draws or min(1000, max(100, ELEMENTS // grid[0].size), *(len(next(iter(x.draws.values()))) for x in (a, b)))
     loss_a, loss_b = (mean_loss(x, grid[0], grid[1], n, covariates) for x in (a, b))
@@ -81,7 +81,8 @@ def compare(
     ]
     least, most = (6.0 * axes["params"][i] * axes["tokens"][i] for i in (0, -1))
     flops = np.geomspace(least, most, BUDGETS if most > least else 1)
-    lines = [allocate(x, flops=flops, n_draws=n, **covariates) for x in (a, b)]
+    given: dict[str, Any] = dict(covariates)
+    lines = [allocate(x, flops=flops, n_draws=n, **given) for x in (a, b)]
     along = lines[0].loss.draws / lines[1].loss.draws[shuffled] - 1
     likely = _probability(lines[0].loss.draws, lines[1].loss.draws)
     low, median, high = np.quantile(along, (0.05, 0.5, 0.95), axis=0)

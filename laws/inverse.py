@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from laws.allocation import SHARE, Budget, PerToken, crossing, mean_loss, optimum, ordered, served
+from laws.allocation import SHARE, Budget, Covariate, PerToken, crossing, mean_loss, optimum, ordered, served
 from laws.errors import InputError
 from laws.posterior import Posterior, Quantity
 from laws.posterior import _counts as counts
@@ -57,7 +57,7 @@ class Cheapest:
     warnings: list[str]
 
 
-def tokens_for(posterior: Posterior, *, loss: Any, params: Any, **covariates: float) -> Reach:
+def tokens_for(posterior: Posterior, *, loss: Any, params: Any, **covariates: Covariate) -> Reach:
     """Training tokens with which the mean loss at N = params comes down to `loss`: numbers or arrays that broadcast.
 
     Sought up to a million times the largest budget fitted. covariates: one value each, for laws that need them.
@@ -66,7 +66,7 @@ def tokens_for(posterior: Posterior, *, loss: Any, params: Any, **covariates: fl
     return _along(posterior, "tokens", loss, "params", params, covariates)
 
 
-def params_for(posterior: Posterior, *, loss: Any, tokens: Any, **covariates: float) -> Reach:
+def params_for(posterior: Posterior, *, loss: Any, tokens: Any, **covariates: Covariate) -> Reach:
     """Parameters with which the mean loss after D = tokens comes down to `loss`; else as `tokens_for`."""
     return _along(posterior, "params", loss, "tokens", tokens, covariates)
 
@@ -79,7 +79,7 @@ def cheapest(
     flops_per_token: PerToken = 6.0,
     inference_flops_per_token: PerToken = 2.0,
     n_draws: int | None = None,
-    **covariates: float,
+    **covariates: Covariate,
 ) -> Cheapest:
     """The least compute 6 N D + 2 N inference_tokens that reaches `loss` (a number or an array), and its N and D.
 

@@ -15,12 +15,12 @@ import pandas as pd
 
 from laws import forms
 from laws.allocation import allocate
+from laws.checks import BEYOND, beyond, mean_loss
 from laws.posterior import Posterior
 
 DRAWS = 500
 POWERS = (0.5, 2.0)
 COLUMNS = ("half", "double")  # of the prior
-BEYOND = 10.0
 SENSITIVE = 0.5  # posterior standard deviations that an answer may move when the prior counts half or double
 
 
@@ -79,6 +79,8 @@ def sensitivity(law: str, used: pd.DataFrame, target: str) -> pd.DataFrame:
     rows = []
     for name, draws in answers[1.0].items():
         sd = float(draws.std())
+        if sd < 1e-9:  # no question for this law, such as the best size where tokens do not enter
+            continue
         moves = [float((answers[power][name].mean() - draws.mean()) / sd) for power in POWERS]
         rows.append({"answer": name, "median": float(np.exp(np.median(draws))), "sd": sd} | dict(zip(COLUMNS, moves)))
     return pd.DataFrame(rows)
@@ -101,18 +103,16 @@ def sensitivity_sentence(table: pd.DataFrame) -> tuple[bool, str]:
 def _answers(posterior: Posterior, ranges: dict[str, list[float]]) -> dict[str, np.ndarray]:
     """Logs of what a pretraining lead asks, [draw] each."""
     largest = {c: high for c, (_, high) in ranges.items()}
-    n = len(posterior.draws["noise"])
-
-    def loss(times: float) -> np.ndarray:
-        query = {c: x * times if c in ("params", "tokens") else x for c, x in largest.items()}
-        return np.log(posterior.predict(n_draws=n, **query).mean_loss.draws)
-
-    budget = 6 * largest["params"] * largest["tokens"]
     extra: dict[str, Any] = {c: x for c, x in largest.items() if c not in ("params", "tokens")}
+    active = largest.get("params_active", largest["params"]) / largest["params"]
+    if "params_active" in extra:
+        extra["params_active"] = lambda params: active * params
+    budget = 6 * active * largest["params"] * largest["tokens"]
+    best = allocate(posterior, flops=budget, flops_per_token=6 * active, **extra)
     return {
-        "the loss at the largest scale": loss(1.0),
-        f"the loss at {BEYOND:g} times the scale": loss(BEYOND),
-        "the best size at the largest scale's compute": np.log(allocate(posterior, flops=budget, **extra).params.draws),
+        "the loss at the largest scale": np.log(mean_loss(posterior, largest)),
+        f"the loss at {BEYOND:g} times the scale": np.log(mean_loss(posterior, beyond(largest, BEYOND))),
+        "the best size at the largest scale's compute": np.log(best.params.draws),
     }
 
 

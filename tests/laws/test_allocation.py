@@ -100,6 +100,23 @@ def test_flops_per_token_may_be_a_function():
     np.testing.assert_allclose(halved.params.draws, plain.params.draws, rtol=1e-6)
 
 
+def test_covariates_may_follow_the_size():
+    """A mixture of experts at a fixed share of active parameters is a dense model of that size, per FLOP."""
+
+    class Sparse(known.Known):
+        def predict(self, *, params, tokens, n_draws=None, params_active):
+            found = super().predict(params=params_active, tokens=tokens, n_draws=n_draws)
+            assert np.allclose(params_active, 0.1 * np.asarray(params))
+            return found
+
+    dense = known.chinchilla()
+    sparse = Sparse(dense.law, dense.samples, dense.meta)
+    found = laws.allocate(sparse, flops=[1e20, 1e22], flops_per_token=0.6, params_active=lambda N: 0.1 * N)
+    plain = laws.allocate(dense, flops=[1e20, 1e22])
+    np.testing.assert_allclose(0.1 * found.params.draws, plain.params.draws, rtol=1e-3)
+    np.testing.assert_allclose(found.recommended_loss.draws, plain.recommended_loss.draws, rtol=1e-6)
+
+
 def test_overtraining_against_harms_law():
     """Compute that makes up for a smaller model, in closed form for Chinchilla: D multiplies by
     (1 - (k_N^-alpha - 1) alpha' )^(-1/beta) with alpha' = A N^-alpha / (B D^-beta) (de Vries 2023)."""
