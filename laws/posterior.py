@@ -187,11 +187,12 @@ class Posterior:
                 )
         return out
 
-    def to_arviz(self) -> Any:
-        """An arviz.InferenceData with the kept draws (thinned: diagnostics of all draws are in meta)."""
-        import arviz
+    def to_arviz(self, runs: Any = None) -> Any:
+        """An arviz.InferenceData; with `runs` also what ArviZ needs to compare the fit with them: see
+        `laws.exchange.to_arviz`."""
+        from laws.exchange import to_arviz
 
-        return arviz.from_dict(posterior=dict(self.samples), attrs={"law": self.law, "meta": json.dumps(self.meta)})
+        return to_arviz(self, runs)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes NetCDF4 that ArviZ reads (group `posterior`), whole or not at all. Raises InputError if it cannot."""
