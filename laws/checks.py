@@ -68,7 +68,7 @@ def check(posterior: Posterior, runs: Any, *, recipe: str | None = None, prior: 
     log_lik, residual = log_likelihood(posterior, where, y)
     far = np.log(mean_loss(posterior, beyond({c: x.max() for c, x in where.items()}, BEYOND)))
     weights, k = _left_out(log_lik) if own else (np.full(log_lik.shape, 1 / len(log_lik)), np.full(len(y), np.nan))
-    below = student.cdf(residual, posterior.meta["tails"])
+    below = student.cdf(residual, tails(posterior))
     pit = (weights * below).sum(axis=0)
     influence = (weights.T @ far - far.mean()) / far.std() if own else np.full(len(y), np.nan)
     table = cells[[*where]].assign(
@@ -85,7 +85,7 @@ def check(posterior: Posterior, runs: Any, *, recipe: str | None = None, prior: 
     said = [_diagnostics(posterior), _coverage(coverage, len(cells), own), _residuals(residuals), _outliers(table)]
     said += [_error_of_form(posterior, where), *([_dominant(table)] if own else [])]
     found: dict[str, Any] = {}
-    if prior and own:
+    if prior and own and hasattr(forms.get(posterior.law), "priors"):
         from laws import prior_checks
 
         found = {
@@ -121,9 +121,9 @@ def fitted_cells(posterior: Posterior, runs: Any, recipe: str | None = None) -> 
     used = used[np.isfinite(used[target].to_numpy(float))].reset_index(drop=True)
     if used.empty:
         raise InputError(f"none of the {len(table)} runs has status ok and a finite {target}; give runs that finished")
-    own = _digest(used, ["params", "tokens", target, *form.COLUMNS]) == posterior.meta["data_digest"]
+    own = _digest(used, ["params", "tokens", target, *form.COLUMNS]) == posterior.meta.get("data_digest")
     cells = grid.best_per_cell(used, target, form.COVARIATES)
-    if own:  # a law may leave cells out
+    if own and hasattr(form, "prepare"):  # a law may leave cells out
         kept = np.round(form.prepare(used, target)[0]["log_loss"], 12)
         cells = cells[np.isin(np.round(np.log(cells[target]), 12), kept)].reset_index(drop=True)
     return used, cells, own
@@ -137,7 +137,14 @@ def log_likelihood(posterior: Posterior, where: dict[str, np.ndarray], y: np.nda
     """
     noise = posterior.draws["noise"][:, None]
     residual = (y - np.log(mean_loss(posterior, where))) / noise
-    return student.logpdf(residual, posterior.meta["tails"]) - np.log(noise), residual
+    return student.logpdf(residual, tails(posterior)) - np.log(noise), residual
+
+
+def tails(posterior: Posterior) -> np.ndarray:
+    """Degrees of freedom of the noise, [draw, 1]: of each draw's own law in a stack."""
+    known = np.atleast_1d(np.asarray(posterior.meta["tails"], float))
+    member = posterior.draws.get("member", np.zeros(len(posterior.draws["noise"])))
+    return known[member.astype(int)][:, None]
 
 
 def mean_loss(posterior: Posterior, where: dict[str, Any]) -> np.ndarray:

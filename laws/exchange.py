@@ -32,7 +32,7 @@ def to_arviz(posterior: Posterior, runs: Any = None, *, recipe: str | None = Non
         log_lik, residual = checks.log_likelihood(posterior, where, y)
         noise = posterior.draws["noise"][:, None]
         mean = y - residual * noise
-        made = np.random.default_rng(0).standard_t(posterior.meta["tails"], size=mean.shape)
+        made = np.random.default_rng(0).standard_t(checks.tails(posterior), size=mean.shape)
         shape = (*posterior.samples["noise"].shape, len(y))
         groups |= {
             "log_likelihood": {"log_loss": log_lik.reshape(shape)},
@@ -54,7 +54,7 @@ def from_arviz(data: Any) -> Posterior:
         raise InputError("this InferenceData is not of a law: it lacks what to_arviz writes; fit the law instead")
     law = str(attrs["law"])
     samples = {name: np.asarray(values) for name, values in data["posterior"].data_vars.items()}
-    missing = [site for site in forms.get(law).SITES if site not in samples]
+    missing = [site for site in getattr(forms.get(law), "SITES", ()) if site not in samples]
     if missing:
         raise InputError(f"this InferenceData of {law} lacks {', '.join(missing)}; hand over all that to_arviz wrote")
     return Posterior(law, samples, json.loads(attrs["meta"]))
