@@ -1,12 +1,14 @@
-"""How much loss each learning-rate and batch-size law costs on Step Law's own dense runs (17 cells of N and D).
+"""How much loss each learning-rate and batch-size law costs on Step Law's own runs: 17 dense cells of N and D, and 16
+of mixtures of experts (4 sparsities of one total size, 4 budgets).
 
-    python -m benchmarks.steplaw_regret [--json] [--quick]
+    python -m benchmarks.steplaw_regret [--json] [--nuts]
 
 In each cell the regret of a predicted (lr, batch) is the loss there over the cell's lowest loss, less 1, in percent:
 at the tried setting nearest to the prediction in (ln lr, ln B), and by bilinear interpolation in the logs. Means and
-maxima over cells; for laws fitted to these runs also with the judged cell left out of the fit (one NUTS fit a cell).
+maxima over cells; for laws fitted to these runs also with the judged cell, or all cells of its sparsity, left out.
 The floor is not zero: a cell's lowest loss is the luckiest of some ten settings that noise alone tells apart.
---quick leaves out the left-out fits of our law. The runs are read by `laws.load_runs`.
+Our law is fitted to all cells by NUTS, and to the rest of them by the normal approximation at the mode (--nuts: there
+too, some 20 minutes). The runs are read by `laws.load_runs`.
 """
 
 from __future__ import annotations
@@ -21,16 +23,21 @@ import pandas as pd
 from scipy.interpolate import RegularGridInterpolator
 
 import laws
+from laws import sampler
+from laws.forms import steplaw
+from laws.forms.steplaw_points import fit_points
 
 Point = tuple[float, float]  # ln lr, ln batch_tokens; a batch of NaN: the law has no batch rule, the best is granted
-NEAR_OPTIMAL = 0.0025  # the authors' rule: settings within 0.25% of the cell's lowest loss
+Law = Callable[["Cell"], Point]
 
 
 class Cell:
-    """One (N, D) cell: its runs and the regret of a prediction."""
+    """One cell of size, budget and sparsity: its runs and the regret of a prediction."""
 
-    def __init__(self, params: float, tokens: float, runs: pd.DataFrame):
-        self.params, self.tokens, self.runs = params, tokens, runs
+    def __init__(self, runs: pd.DataFrame):
+        self.runs = runs
+        self.params, self.tokens = float(runs["params"].iloc[0]), float(runs["tokens"].iloc[0])
+        self.active = float(runs["params_active"].fillna(self.params).iloc[0])
         self.lr, self.batch = np.log(runs["lr"].to_numpy()), np.log(runs["batch_tokens"].to_numpy())
         self.regret = 100 * (runs["loss"].to_numpy() / runs["loss"].min() - 1)
         # 0.000345 and 0.0003453 are one learning rate of the grid of half powers of two.
@@ -56,8 +63,14 @@ class Cell:
 
 
 def published(cell: Cell) -> Point:
-    """Step Law as printed."""
+    """Step Law as printed; N is the total of a mixture of experts."""
     n, d = np.log(cell.params), np.log(cell.tokens)
+    return np.log(1.79) - 0.713 * n + 0.307 * d, np.log(0.58) + 0.571 * d
+
+
+def published_active(cell: Cell) -> Point:
+    """The same with the active parameters for N."""
+    n, d = np.log(cell.active), np.log(cell.tokens)
     return np.log(1.79) - 0.713 * n + 0.307 * d, np.log(0.58) + 0.571 * d
 
 
@@ -83,22 +96,14 @@ def kaplan(cell: Cell) -> Point:
     return float(np.log(3.239e-3 - 1.395e-4 * np.log(cell.params))), np.nan
 
 
-def authors(cells: list[Cell], batch_has_N: bool) -> Callable[[Cell], Point]:
+def authors(cells: list[Cell], batch_has_N: bool, active: bool = False) -> Law:
     """The authors' estimator: least squares on the near-optimal settings of `cells`."""
-    X, lr, batch = [], [], []
-    for cell in cells:
-        near = cell.regret < 100 * NEAR_OPTIMAL
-        X += [(1.0, np.log(cell.params), np.log(cell.tokens))] * int(near.sum())
-        lr.append(cell.lr[near])
-        batch.append(cell.batch[near])
-    columns = [0, 1, 2] if batch_has_N else [0, 2]
-    design = np.array(X)
-    a = np.linalg.lstsq(design, np.concatenate(lr))[0]
-    b = np.linalg.lstsq(design[:, columns], np.concatenate(batch))[0]
+    runs = pd.concat([cell.runs.assign(params_active=cell.active) for cell in cells])
+    found = fit_points(runs, batch_has_N=batch_has_N, params="params_active" if active else "params")
 
     def law(cell: Cell) -> Point:
-        x = np.array([1.0, np.log(cell.params), np.log(cell.tokens)])
-        return float(x @ a), float(x[columns] @ b)
+        lr, batch = found.predict(cell.active if active else cell.params, cell.tokens)
+        return float(np.log(lr)), float(np.log(batch))
 
     return law
 
@@ -110,61 +115,127 @@ def constant(cells: list[Cell]) -> Callable[[Cell], Point]:
     return lambda cell: best
 
 
-def ours(cells: list[Cell], seed: int = 0) -> tuple[Callable[[Cell], Point], laws.Posterior]:
+def ours(cells: list[Cell], seed: int = 0, laplace: bool = False) -> tuple[Law, laws.Posterior]:
     """The posterior median of the optimum by `laws.fit`."""
-    posterior = laws.fit("steplaw", pd.concat([cell.runs for cell in cells]), seed=seed)
+    posterior = laws.fit("steplaw", pd.concat([cell.runs for cell in cells]), seed=seed, laplace=laplace)
+    sparse = "params_active" in posterior.meta["optional"]
 
     def law(cell: Cell) -> Point:
-        answer = posterior.predict(params=cell.params, tokens=cell.tokens)
+        more = {"params_active": cell.active} if sparse else {}
+        answer = posterior.predict(params=cell.params, tokens=cell.tokens, **more)
         return float(np.log(answer.lr.median)), float(np.log(answer.batch_tokens.median))
 
     return law, posterior
 
 
-# --- the table -------------------------------------------------------------------------------------------------------
+def model_without_N(data: dict) -> None:
+    """Our model with the paper's hypothesis that the batch size does not depend on N."""
+    from numpyro.handlers import condition
+
+    condition(steplaw.model, {"batch_N_raw": np.array(0.0)})(data)
 
 
-def measure(quick: bool) -> dict:
-    """Everything that is printed."""
-    runs = laws.load_runs("steplaw-dense")
-    cells = [Cell(n, d, group) for (n, d), group in runs.groupby(["params", "tokens"])]
-    rows: list[dict] = []
+def batch_without_N(cells: list[Cell]) -> Law:
+    """Its optimum, at the mode."""
+    data, facts = steplaw.prepare(pd.concat([cell.runs for cell in cells]), "loss")
+    start = {site: value for site, value in steplaw.start(data).items() if site != "batch_N_raw"}
+    found = sampler.laplace(model_without_N, data, start, name="steplaw", hold=steplaw.HELD).draws
+    draws = {site: values[0] for site, values in found.items()}
+    zero = {name: np.zeros(len(draws["lr_N"])) for name in ("lr", "batch")}
 
-    def add(name: str, points: list[Point], left_out: bool) -> None:
-        nearest = [cell.nearest(p) for cell, p in zip(cells, points)]
-        between = [cell.interpolated(p) for cell, p in zip(cells, points)]
-        rows.append(
-            {"law": name, "left_out": left_out, "mean": np.mean(nearest), "max": np.max(nearest)}
-            | {"interpolated_mean": np.mean(between), "interpolated_max": np.max(between), "cells": nearest}
-        )
+    def law(cell: Cell) -> Point:
+        query = {"params": np.array([cell.params]), "tokens": np.array([cell.tokens])}
+        at = steplaw.predict(draws, facts, query, zero)
+        return float(np.log(np.median(at["lr"]))), float(np.log(np.median(at["batch_tokens"])))
 
-    def add_fitted(name: str, fitter: Callable[[list[Cell]], Callable[[Cell], Point]]) -> None:
-        whole = fitter(cells)
-        add(name, [whole(cell) for cell in cells], False)
-        add(name, [fitter([c for c in cells if c is not cell])(cell) for cell in cells], True)
+    return law
 
-    begun = time.perf_counter()
-    law, posterior = ours(cells)
-    cold = time.perf_counter() - begun
-    warm = ours(cells, seed=1)[1].meta["diagnostics"]["seconds"]
-    add("stepseer (Bayesian, whole surface)", [law(cell) for cell in cells], False)
-    if not quick:
-        left_out = [ours([c for c in cells if c is not cell])[0](cell) for cell in cells]
-        add("stepseer (Bayesian, whole surface)", left_out, True)
-    add("Step Law, published", [published(c) for c in cells], False)
-    add_fitted("Step Law's form, authors' estimator", lambda cs: authors(cs, False))
-    add_fitted("the same with N in the batch law", lambda cs: authors(cs, True))
-    add_fitted("best constant pair", constant)
-    add("Porian 2024", [porian(c) for c in cells], False)
-    add("DeepSeek 2024", [deepseek(c) for c in cells], False)
-    add("Microsoft 2024 (best batch granted)", [microsoft(c) for c in cells], False)
-    add("Kaplan 2020 (best batch granted)", [kaplan(c) for c in cells], False)
-    coefficients = {
-        name: [float(q) for q in np.quantile(posterior.draws[name], [0.5, 0.05, 0.95])]
-        for name in ("lr_N", "lr_D", "batch_N", "batch_D", "lr_sd", "batch_sd")
+
+# --- the tables ------------------------------------------------------------------------------------------------------
+
+EXPONENTS = ("lr_N", "lr_D", "lr_S", "batch_N", "batch_D", "batch_S", "lr_sd", "batch_sd")
+
+
+def row(name: str, cells: list[Cell], law: Law | list[Point], left_out: str = "") -> dict:
+    points = law if isinstance(law, list) else [law(cell) for cell in cells]
+    nearest = [cell.nearest(p) for cell, p in zip(cells, points)]
+    between = [cell.interpolated(p) for cell, p in zip(cells, points)]
+    return {
+        **{"law": name, "left_out": left_out, "mean": np.mean(nearest), "max": np.max(nearest), "cells": nearest},
+        **{"interpolated_mean": np.mean(between), "interpolated_max": np.max(between)},
     }
-    diagnostics = posterior.meta["diagnostics"] | {"cold_seconds": cold, "warm_seconds": warm}
-    return {"rows": rows, "coefficients": coefficients, "diagnostics": diagnostics, "used": posterior.meta["rows_used"]}
+
+
+def without(cells: list[Cell], fitter: Callable[[list[Cell]], Law], others: list[Cell], group=id) -> list[Point]:
+    """Each cell's prediction by a fit to `others` and those of `cells` that are not of its group (itself alone)."""
+    fits = {k: fitter(others + [c for c in cells if group(c) != k]) for k in dict.fromkeys(map(group, cells))}
+    return [fits[group(cell)](cell) for cell in cells]
+
+
+def measure(nuts: bool) -> dict:
+    """Everything that is printed."""
+    runs = laws.load_runs("steplaw-dense,steplaw-moe")
+    cells = [Cell(group) for _, group in runs.groupby(["recipe", "params", "tokens"])]
+    dense, moe = ([c for c in cells if (c.active < c.params) == sparse] for sparse in (False, True))
+    fits = {}
+    for name, some in (("dense", dense), ("both", dense + moe)):
+        begun = time.perf_counter()
+        law, posterior = ours(some)
+        cold = time.perf_counter() - begun
+        warm = ours(some, seed=1)[1].meta["diagnostics"]["seconds"]
+        fits[name] = law, posterior, {"cold_seconds": cold, "warm_seconds": warm}
+
+    def quick(some: list[Cell]) -> Law:
+        return ours(some, laplace=not nuts)[0]
+
+    def both(name: str, fitter: Callable[[list[Cell]], Law]) -> list[dict]:
+        return [row(name, dense, fitter(dense)), row(name, dense, without(dense, fitter, []), "cell")]
+
+    us = "stepseer (Bayesian, whole surface)"
+    dense_rows = [
+        row(f"{us}, dense runs", dense, fits["dense"][0]),
+        row(f"{us}, dense runs", dense, without(dense, quick, []), "cell"),
+        row(f"{us}, dense and MoE", dense, fits["both"][0]),
+        row(f"{us}, dense and MoE", dense, without(dense, quick, moe), "cell"),
+        *both("the same, dense, no N in the batch law", batch_without_N),
+        row("Step Law, published", dense, published),
+        *both("Step Law's form, authors' estimator", lambda cs: authors(cs, False)),
+        *both("the same with N in the batch law", lambda cs: authors(cs, True)),
+        *both("best constant pair", constant),
+        row("Porian 2024", dense, porian),
+        row("DeepSeek 2024", dense, deepseek),
+        row("Microsoft 2024 (best batch granted)", dense, microsoft),
+        row("Kaplan 2020 (best batch granted)", dense, kaplan),
+    ]
+
+    def sparsity(cell: Cell) -> float:
+        return cell.active
+
+    moe_rows = [
+        row(f"{us}, dense and MoE", moe, fits["both"][0]),
+        row(f"{us}, dense and MoE", moe, without(moe, quick, dense), "cell"),
+        row(f"{us}, dense and MoE", moe, without(moe, quick, dense, sparsity), "sparsity"),
+        row(f"{us}, MoE alone", moe, without(moe, quick, []), "cell"),
+        row(f"{us}, MoE alone", moe, without(moe, quick, [], sparsity), "sparsity"),
+        row("Step Law, published, N total", moe, published),
+        row("Step Law, published, N active", moe, published_active),
+    ]
+    for words, active in (("N total", False), ("N active", True)):
+        for name, has_N in (("Step Law's form, authors' estimator", False), ("the same with N in the batch law", True)):
+
+            def fitter(cs: list[Cell], has_N: bool = has_N, active: bool = active) -> Law:
+                return authors(cs, has_N, active)
+
+            moe_rows.append(row(f"{name}, {words}, dense and MoE", moe, without(moe, fitter, dense), "cell"))
+    about = {}
+    for name, (_, posterior, seconds) in fits.items():
+        draws = {k: posterior.draws[k] for k in EXPONENTS if k in posterior.draws}
+        about[name] = {
+            "coefficients": {k: [float(q) for q in np.quantile(v, [0.5, 0.05, 0.95])] for k, v in draws.items()},
+            "diagnostics": posterior.meta["diagnostics"] | seconds,
+            "used": posterior.meta["rows_used"],
+        }
+    return {"dense": dense_rows, "moe": moe_rows, "fits": about}
 
 
 TRIED = """
@@ -180,31 +251,32 @@ form was chosen by how well it fits the losses, but with this table in view, so 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--quick", action="store_true", help="no left-out fits of our law")
+    parser.add_argument("--nuts", action="store_true", help="NUTS for the left-out fits too")
     options = parser.parse_args()
-    result = measure(options.quick)
+    result = measure(options.nuts)
     if options.json:
         print(json.dumps(result))
         return
-    print("# Regret of learning-rate and batch-size laws on Step Law's dense runs\n")
-    print("    python -m benchmarks.steplaw_regret\n")
-    print("| law | judged cell | nearest run: mean % | max % | interpolated: mean % | max % |")
-    print("|---|---|---|---|---|---|")
-    for row in result["rows"]:
-        where = "left out" if row["left_out"] else "in"
+    print("# Regret of learning-rate and batch-size laws on Step Law's runs\n")
+    print(f"    python -m benchmarks.steplaw_regret{' --nuts' if options.nuts else ''}")
+    for title, rows in (("17 dense cells", result["dense"]), ("16 cells of mixtures of experts", result["moe"])):
+        print(f"\n## {title}\n")
+        print("| law | left out of the fit | nearest run: mean % | max % | interpolated: mean % | max % |")
+        print("|---|---|---|---|---|---|")
+        for r in rows:
+            figures = " | ".join(f"{r[k]:.3f}" for k in ("mean", "max", "interpolated_mean", "interpolated_max"))
+            print(f"| {r['law']} | {r['left_out'] or '-'} | {figures} |")
+    for name, title in (("dense", "the dense runs"), ("both", "the dense and the MoE runs")):
+        fit = result["fits"][name]
+        print(f"\n## Our fit to {title}: medians and 90% intervals\n")
+        for k, (median, low, high) in fit["coefficients"].items():
+            print(f"- {k}: {median:.3f} [{low:.3f}, {high:.3f}]")
+        d = fit["diagnostics"]
         print(
-            f"| {row['law']} | {where} | {row['mean']:.3f} | {row['max']:.3f} | {row['interpolated_mean']:.3f} "
-            f"| {row['interpolated_max']:.3f} |"
+            f"\n{fit['used']} of the runs modelled; {d['draws']:.0f} draws, R-hat {d['max_rhat']:.4f}, bulk ESS "
+            f"{d['min_ess']:.0f} or more, {d['divergences']:.0f} divergences; {d['cold_seconds']:.1f} s with "
+            f"compilation, {d['warm_seconds']:.1f} s warm."
         )
-    print("\nPosterior medians and 90% intervals of our fit to all cells:\n")
-    for name, (median, low, high) in result["coefficients"].items():
-        print(f"- {name}: {median:.3f} [{low:.3f}, {high:.3f}]")
-    d = result["diagnostics"]
-    print(
-        f"\n{result['used']} of the runs modelled; {d['draws']:.0f} draws, R-hat {d['max_rhat']:.4f}, bulk ESS "
-        f"{d['min_ess']:.0f} or more, {d['divergences']:.0f} divergences; {d['cold_seconds']:.1f} s with compilation, "
-        f"{d['warm_seconds']:.1f} s warm."
-    )
     print(TRIED, end="")
 
 

@@ -3,6 +3,9 @@
     ln lr* = lr_const    + lr_N ln N    + lr_D ln D            (Li et al. 2025, arXiv 2503.04715)
     ln B*  = batch_const + batch_N ln N + batch_D ln D         (the paper has batch_N = 0; here it is estimated)
 
+and for mixtures of experts further lr_S ln S and batch_S ln S, S the share of N that is active for a token: a law in
+the total N has exponents 0 there, one in the active N has lr_S = lr_N and batch_S = batch_N. Dense models have S = 1.
+
 The authors regress the near-optimal settings. Here the loss itself is modelled. In cell c,
 
     ln L = m_c + excess(ln lr - ln lr*_c, ln B - ln B*_c) + noise,
@@ -15,12 +18,12 @@ convex in the logs with its minimum at the optimum, so their sum is too:
     w_2 = v              too few steps: batch too large (a parabola: bend_2 = 0)
     w_3 = u + tilt_3 v   instability: learning rate too high whatever the batch
 
-Curvatures kappa vary from cell to cell and with N and D; tilts and bends vary smoothly with ln N and ln D. Where cells
-hold fewer than some 25 runs on 5 learning rates and 5 batch sizes (`dense` is false), there is no third bowl, and one
-shape with one common change of curvature with N and D serves all cells. Where the batch size hardly varies, its law is
-its prior and the learning rate's optimum is at the batch sizes tried.
+Curvatures kappa vary from cell to cell and with N, D and S; tilts and bends vary smoothly with their logs. Where cells
+hold fewer than some 25 runs on 5 learning rates and 5 batch sizes (`rich` is false), there is no third bowl, and one
+shape with one common change of curvature with N, D and S serves all cells. Where the batch size hardly varies, its law
+is its prior and the learning rate's optimum is at the batch sizes tried.
 
-Noise is Student-t with its own scale in each dense cell; the form's own error grows in proportion to the excess
+Noise is Student-t with its own scale in each rich cell; the form's own error grows in proportion to the excess
 (`form_error`), so that runs far from the optimum weigh less. All priors are weak and in the data's own units: none
 holds a published coefficient.
 """
@@ -71,7 +74,7 @@ def linex(xp: Any, s: Any) -> Any:
 
 def excess(xp: Any, u: Any, v: Any, log_kappa: Any, tilt: Any, bend: Any) -> Any:
     """Log loss above the optimum's. u, v: ln lr - ln lr*, ln B - ln B*. The shape arrays' last axes hold the bowls:
-    log_kappa 3, tilt and bend 2 in dense cells; 2, 1 and 1 in sparse ones, which have no third bowl."""
+    log_kappa 3, tilt and bend 2 in rich cells; 2, 1 and 1 in others, which have no third bowl."""
     noisy = u - tilt[..., 0] * v
     out = xp.exp(log_kappa[..., 0]) * noisy**2 * linex(xp, bend[..., 0] * noisy)
     out = out + xp.exp(log_kappa[..., 1]) * v**2 / 2
@@ -128,9 +131,6 @@ def model(data: dict[str, Any]) -> None:
         sd = numpyro.sample(f"{name}_sd", dist.LogNormal(np.log(0.1), 0.7))
         # Centred deviations mix well where every cell pins its own optimum, non-centred ones where it does not.
         scatter = site(f"{name}_cell", 0.0, sd, (cells,)) if rich else sd * site(f"{name}_cell", 0.0, 1.0, (cells,))
-        if "recipe" in data:
-            spread = numpyro.sample(f"{name}_recipe_sd", dist.LogNormal(np.log(0.1), 0.7))
-            scatter += (spread * site(f"{name}_recipe", 0.0, 1.0, (data["recipe"].shape[1],))) @ data["recipe"].T
         return part, best + scatter
 
     if rich:

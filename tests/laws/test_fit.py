@@ -98,12 +98,12 @@ def test_precision_of_the_process_is_left_alone(small_chinchilla):
 # --- published tables ------------------------------------------------------------------------------------------------
 
 
-def test_steplaw_dense_beats_the_published_law(dense_steplaw):
+def test_steplaw_dense_beats_the_published_law(released_steplaw):
     """Regret at the tried setting nearest to the prediction; the paper's law costs 0.096% (max 0.310%)."""
-    assert settled(dense_steplaw)
+    assert settled(released_steplaw)
     runs, regret = published("steplaw-dense"), {"ours": [], "paper": []}
     for (N, D), cell in runs.groupby(["params", "tokens"]):
-        answer = dense_steplaw.predict(params=N, tokens=D)
+        answer = released_steplaw.predict(params=N, tokens=D)
         points = {
             "ours": (answer.lr.median, answer.batch_tokens.median),
             "paper": (1.79 * N**-0.713 * D**0.307, 0.58 * D**0.571),
@@ -112,15 +112,15 @@ def test_steplaw_dense_beats_the_published_law(dense_steplaw):
             far = np.log(cell["lr"] / lr) ** 2 + np.log(cell["batch_tokens"] / batch) ** 2
             regret[law].append(100 * (cell.loc[far.idxmin(), "loss"] / cell["loss"].min() - 1))
     assert np.mean(regret["paper"]) == pytest.approx(0.096, abs=0.001)
-    assert np.mean(regret["ours"]) <= 0.064
+    assert np.mean(regret["ours"]) <= 0.06
     assert np.max(regret["ours"]) < np.max(regret["paper"])
 
 
-def test_packaged_posterior_is_this_fit(dense_steplaw):
+def test_packaged_posterior_is_this_fit(released_steplaw):
     packaged = laws.load_posterior("steplaw")
-    assert packaged.meta["data_digest"] == dense_steplaw.meta["data_digest"]
+    assert packaged.meta["data_digest"] == released_steplaw.meta["data_digest"]
     for name, draws in packaged.draws.items():
-        shift = np.abs(dense_steplaw.draws[name].mean(axis=0) - draws.mean(axis=0)) / draws.std(axis=0)
+        shift = np.abs(released_steplaw.draws[name].mean(axis=0) - draws.mean(axis=0)) / draws.std(axis=0)
         assert np.all(shift < 0.25), name
 
 

@@ -33,8 +33,8 @@ def test_packaged_answer(packaged):
 def test_packaged_is_small_and_says_where_it_is_from(packaged):
     from importlib import resources
 
-    assert len((resources.files("laws") / "posteriors" / "steplaw.nc").read_bytes()) < 1_000_000
-    assert packaged.meta["command"] == "stepseer fit steplaw steplaw-dense --out steplaw.nc"
+    assert len((resources.files("laws") / "posteriors" / "steplaw.nc").read_bytes()) < 400_000
+    assert packaged.meta["command"] == "stepseer fit steplaw steplaw-dense,steplaw-moe --out steplaw.nc"
     diagnostics = packaged.meta["diagnostics"]
     assert diagnostics["max_rhat"] <= 1.01 and diagnostics["min_ess"] >= 400 and diagnostics["divergences"] == 0
 
