@@ -120,23 +120,24 @@ def _print_budgets(posterior: laws.Posterior, answer: dict[str, Any], level: flo
     served = (
         f", {show.count(answer['inference_tokens'])} tokens of inference paid" if answer["inference_tokens"] else ""
     )
-    rows, valleys, smaller = [], [], []
+    rows, valleys = [], []
     for row in answer["budgets"]:
         flops, best, own = flop(row["flops"]), row["recommended"], row["optimum"]
         rows.append([flops, show.count(best["params"]), show.count(best["tokens"]),
                      show.count(best["tokens"] / best["params"]), span(best["loss"], show.loss),
                      span(own["params"], show.count), span(own["tokens"], show.count)])  # fmt: skip
         valleys.append([flops, *(" .. ".join(show.count(edge) for edge in edges) for edges in row["valley"].values())])
-        smaller += [[flops, *_smaller(one)] for one in row["smaller"]]
     console = show.console()
     mass = f"{100 * level:.4g}%"
     head = ["FLOP", "N", "tokens", "tokens / N", f"loss, {mass} interval", f"best N, {mass}", f"best tokens, {mass}"]
     console.print(show.table(f"{about(posterior)}: least expected loss{served}", head, rows))
     head = ["FLOP", *(f"within {100 * float(t):g}%" for t in answer["budgets"][0]["valley"])]
     console.print(show.table("sizes whose loss at the same budget is nearly as good", head, valleys))
-    if smaller:
-        head = ["FLOP", "a model", "N", "loss, same budget", "training compute for the same loss", "its tokens"]
-        console.print(show.table("what a smaller model costs", head, smaller, left=2))
+    largest = max(answer["budgets"], key=lambda row: row["flops"])
+    if largest["smaller"]:
+        head = ["a model", "N", "loss, same budget", "training compute for the same loss", "its tokens"]
+        title = f"what a smaller model costs, at {flop(largest['flops'])} FLOP"
+        console.print(show.table(title, head, [_smaller(one) for one in largest["smaller"]]))
 
 
 def _smaller(row: dict[str, Any]) -> list[str]:
