@@ -187,6 +187,25 @@ def test_predict_several_scales(posterior, capsys):
     assert "note: params 7e+10" in shown  # beyond what it was fitted to
 
 
+def test_predict_says_what_a_setting_costs_and_which_are_good_enough(capsys):
+    at = ("predict", "steplaw", "--params", "7B", "--tokens", "1.4T")
+    answer = say_json(capsys, *at, "--lr", "9e-4", "--batch-tokens", "5M", "--within", "0.1%")
+    packaged = laws.load_posterior("steplaw")
+    regret = packaged.regret(params=7e9, tokens=1.4e12, lr=9e-4, batch_tokens=5e6)
+    assert answer["regret"]["median"] == pytest.approx(regret.median, rel=1e-12)
+    assert (answer["regret"]["low"], answer["regret"]["high"]) == pytest.approx(regret.interval(0.9), rel=1e-12)
+    found = packaged.settings(params=7e9, tokens=1.4e12, within=0.001)
+    assert answer["settings"]["lr"] == pytest.approx(found.lr) and len(answer["settings"]["region"]) == 64
+    shown = say(capsys, *at, "--lr", "9e-4", "--batch-tokens", "5M", "--within", "0.001")
+    assert "regret of that setting" in shown and "within 0.1%: lr " in shown and "least expected regret" in shown
+
+
+def test_predict_of_sparse_models(capsys):
+    at = ("predict", "steplaw", "--params", "7B", "--tokens", "1.4T")
+    dense, sparse = say_json(capsys, *at), say_json(capsys, *at, "--params-active", "700M")
+    assert sparse["batch_tokens"]["median"] > 1.5 * dense["batch_tokens"]["median"]
+
+
 def test_predict_imports_neither_the_trainer_nor_jax(posterior):
     script = (
         "import sys; from experiments.cli import main; "
