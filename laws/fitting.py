@@ -33,7 +33,8 @@ def fit(
     laplace: bool = False,
     progress: bool | Progress = False,
 ) -> Posterior:
-    """The posterior of `law` (`laws.forms.NAMES`) given a run table, by NUTS in float64.
+    """The posterior of `law` (`laws.forms.NAMES`; "stack": several laws of the loss, weighted by how well they
+    extrapolate) given a run table, by NUTS in float64.
 
     runs: anything `laws.load_runs` takes. target: the loss column ("loss", "eval_loss" in nats per token, "bpc").
     steplaw uses every (lr, batch) run of a cell; the loss laws use the best run of each (params, tokens) cell.
@@ -57,11 +58,15 @@ def fit(
         raise InputError("fit needs chains of at least 2, num_samples and num_warmup of at least 100")
     if used.empty:
         raise FitError(f"{law}: none of the {len(table)} runs of {source} has status ok and a finite {target}")
-    data, facts = form.prepare(used, target)
 
-    from laws import sampler, surface  # import jax: only when something is fitted
+    from laws import sampler, stacking, surface  # import jax: only when something is fitted
 
     options: dict[str, Any] = {"num_warmup": num_warmup, "num_samples": num_samples, "chains": chains}
+    if law == "stack":
+        with _bar(law, progress) as on_progress:
+            how = options | {"form_error": form_error, "laplace": laplace}
+            return stacking.fit(table, target, seed=seed, progress=on_progress, **how)
+    data, facts = form.prepare(used, target)
     with _bar(law, progress) as on_progress:
         if "loss" in form.QUANTITIES:
             how = {"laplace": True} if laplace else options | {"on_progress": on_progress}

@@ -14,11 +14,10 @@ from laws.fitting import fit
 from laws.forms.grid import best_per_cell
 from laws.posterior import Posterior
 from laws.runs import finished, load_runs, require
+from laws.splits import FRACTION, held_out
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 LEVEL = 0.9  # of the table's intervals and of `width`
-SAME_SIZE = 0.01  # of ln N: sizes read off a figure differ by rounding
-FRACTION = {"params": 0.2, "compute": 0.25}
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def backtest(
     done = finished(table)
     done = done[np.isfinite(done[target])]
     cells = _judged(law, done, target)
-    out, words = _held_out(cells, heldout, share, law)
+    _, out, words = held_out(cells, heldout, share, law)
     if heldout == "params":
         kept = table[table["params"] < out["params"].min()]
     else:
@@ -128,24 +127,6 @@ def _judged(law: str, done: pd.DataFrame, target: str) -> pd.DataFrame:
             f"steplaw: no (params, tokens) cell tried {MIN_LRS} learning rates: sweep the rate at some sizes"
         )
     return best_per_cell(done[swept], target)
-
-
-def _held_out(cells: pd.DataFrame, heldout: str, share: float, law: str) -> tuple[pd.DataFrame, str]:
-    """The cells to hold out, and words for them."""
-    if heldout == "params":
-        sizes = np.sort(cells["params"].unique())
-        sizes = sizes[np.diff(np.log(sizes), prepend=-np.inf) > SAME_SIZE]
-        n = max(1, round(share * len(sizes)))
-        if len(sizes) < 2:
-            raise FitError(f"{law}: one model size only, none can be held out: train at least one more")
-        words = f"the largest {n} of {len(sizes)} sizes" if n > 1 else f"the largest of {len(sizes)} sizes"
-        return cells[cells["params"] >= sizes[-n]].reset_index(drop=True), words
-    n = max(1, round(share * len(cells)))
-    if len(cells) < 2:
-        raise FitError(f"{law}: one (params, tokens) cell only, none can be held out: train more sizes and budgets")
-    order = np.argsort(6.0 * cells["params"] * cells["tokens"], kind="stable")
-    words = f"the {n} of {len(cells)} cells with most compute"
-    return cells.iloc[np.sort(order[-n:])].reset_index(drop=True), words
 
 
 def _in(table: pd.DataFrame, cells: pd.DataFrame) -> np.ndarray:

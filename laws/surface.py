@@ -20,7 +20,7 @@ from laws.forms import discrepancy
 
 ROUNDS = 20  # of expectation and maximisation, at most
 TOLERANCE = 0.02  # of precisions, between rounds
-TAILS = np.geomspace(1.2, 40.0, 40)  # degrees of freedom tried
+TAILS = np.geomspace(1.2, 40.0, 40)  # degrees of freedom tried; from 3 on where form error takes its share
 OUTLIER = 0.15  # share of an ordinary run's precision below which a run is named as an outlier: about 5 deviations
 
 
@@ -51,7 +51,7 @@ def sample(
             turned, residual, precision, values["noise"], values["form_error"]
         )
         scaled = (error**2 + variance) / values["noise"] ** 2
-        df = _tails(scaled)
+        df = _tails(scaled, 3.0 if form_error else 1.0)
         before, precision = precision, (df + 1) / (df + scaled)
         if np.abs(precision - before).max() < TOLERANCE:
             break
@@ -104,10 +104,11 @@ def observed(data: dict[str, Any], turned: discrepancy.Rotated, precision: np.nd
     return out | {"count": precision.sum()}
 
 
-def _tails(scaled: np.ndarray) -> float:
+def _tails(scaled: np.ndarray, least: float) -> float:
     """The likeliest degrees of freedom of squared noise in units of its scale; a priori around 20, rarely below 2."""
-    fits = [student.logpdf(np.sqrt(scaled), df).sum() + gamma.logpdf(df - 1, 2.0, scale=10.0) for df in TAILS]
-    return float(TAILS[int(np.argmax(fits))])
+    tried = TAILS[TAILS >= least]
+    fits = [student.logpdf(np.sqrt(scaled), df).sum() + gamma.logpdf(df - 1, 2.0, scale=10.0) for df in tried]
+    return float(tried[int(np.argmax(fits))])
 
 
 def _outliers(data: dict[str, Any], precision: np.ndarray) -> list[dict[str, float]]:

@@ -15,7 +15,7 @@ from types import ModuleType
 
 from laws.errors import InputError
 
-NAMES = ("steplaw", "farseer", "chinchilla", "nested", "kaplan", "data_constrained", "moe", "routed")
+NAMES = ("steplaw", "farseer", "chinchilla", "nested", "kaplan", "data_constrained", "moe", "routed", "stack")
 
 
 def get(law: str) -> ModuleType:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 LENGTH = 3.0  # in ln N and ln D: 1.3 decades
-SPACING = 1.2  # of nodes
+SPACING, COARSE = 0.5, 1.5  # of nodes, among the data and beyond
 GROWTH = 0.15  # of the standard deviation per e-fold beyond the data: by a third a decade
 ABOVE, BELOW = 3 * np.log(10.0), np.log(10.0)  # how far beyond the data the nodes reach; further out delta is constant
 AXES = ("n", "d")
@@ -30,8 +30,9 @@ def domain(data: dict[str, Any]) -> dict[str, Any]:
     box = {axis: [float(data[axis].min()), float(data[axis].max())] for axis in AXES}
     nodes = {}
     for axis, (low, high) in box.items():
-        low, high = low - BELOW, high + ABOVE
-        nodes[axis] = np.linspace(low, high, int(np.ceil((high - low) / SPACING)) + 1).tolist()
+        inside = np.linspace(low, high, int(np.ceil((high - low) / SPACING)) + 1)
+        below, above = (np.arange(1, np.ceil(reach / COARSE) + 1) * COARSE for reach in (BELOW, ABOVE))
+        nodes[axis] = [*(low - below[::-1]), *inside, *(high + above)]
     return {"box": box, "nodes": nodes}
 
 

@@ -1,0 +1,126 @@
+"""The default answer: several laws at once, each weighted by how well it extrapolates on the runs themselves.
+
+No one form is right, and which is best beyond the data can't be read off the fit to them. The largest sizes and the
+cells of most compute among the runs are held out in turn and each law is fitted to the rest; a law's weight is its
+prior's times its predictive density there, tempered (a hold-out's points err together: they count as EVIDENCE points).
+That is stacking (Yao et al. 2018, Bayesian Analysis 13:917) by rolling hold-outs in place of leave-one-out, because what
+is asked lies far from the data. A draw of the stack is a draw of one law with its form error, so every answer carries
+the uncertainty about the law itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import logsumexp, softmax
+from scipy.stats import t
+
+from laws import forms
+from laws.errors import FitError
+from laws.forms.grid import best_per_cell
+from laws.posterior import Posterior
+from laws.runs import finished
+from laws.splits import held_out
+
+# Prior weights, from how these laws did on the published tables before their own hold-outs were looked at.
+MEMBERS = {"nested": 0.6, "farseer": 0.3, "chinchilla": 0.1}
+FOLDS = (("params", 0.2), ("compute", 0.25), ("compute", 0.5))  # what is held out, share of sizes or cells
+EVIDENCE = 2.0
+
+
+def fit(
+    table: pd.DataFrame,
+    target: str,
+    *,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> Posterior:
+    """The stack fitted to a run table; options: of `laws.fit`. Laws that the runs are too few for are left out, and
+    said so in the warnings. Raises FitError where no law can be fitted."""
+    from laws.fitting import fit
+
+    posteriors, refused = {}, {}
+    for k, member in enumerate(MEMBERS):
+        moved = progress and (lambda done, total, k=k: progress(done + k * total, total * len(MEMBERS)))
+        try:
+            posteriors[member] = fit(member, table, target=target, seed=seed, progress=moved or False, **options)
+        except FitError as error:
+            refused[member] = str(error)
+    if not posteriors:
+        raise FitError(f"stack: no law can be fitted to these runs; {refused['chinchilla']}")
+    cells = best_per_cell(finished(table).dropna(subset=[target]), target)
+    stack = combine(posteriors, weights(cells, target, list(posteriors), seed))
+    stack.warnings.extend(f"{member} is not in the stack: {reason}" for member, reason in refused.items())
+    return stack
+
+
+def weights(cells: pd.DataFrame, target: str, members: Sequence[str], seed: int = 0) -> dict[str, float]:
+    """Member -> weight, from hold-outs within `cells` (params, tokens, `target`; one row a cell). A law that cannot be
+    fitted to what a fold leaves is scored as the others' mean there."""
+    from laws.fitting import fit
+
+    log = np.log([MEMBERS[member] for member in members])
+    for heldout, share in FOLDS:
+        scores = np.full(len(members), np.nan)
+        for k, member in enumerate(members):
+            try:
+                kept, out, _ = held_out(cells, heldout, share, "stack")
+                scores[k] = log_density(fit(member, kept, target=target, seed=seed, laplace=True), out, target)
+            except FitError:
+                continue
+        if np.isfinite(scores).any():
+            log += EVIDENCE * np.where(np.isfinite(scores), scores, np.nanmean(scores))
+    return dict(zip(members, softmax(log).tolist()))
+
+
+def log_density(posterior: Posterior, cells: pd.DataFrame, target: str) -> float:
+    """Mean over cells of the log predictive density of the measured ln loss."""
+    prediction = posterior.predict(params=cells["params"].to_numpy(), tokens=cells["tokens"].to_numpy())
+    curve, noise = np.log(prediction.mean_loss.draws), posterior.draws["noise"][:, None]
+    scores = t.logpdf((np.log(cells[target].to_numpy()) - curve) / noise, posterior.meta["tails"]) - np.log(noise)
+    return float(np.mean(logsumexp(scores, axis=0) - np.log(len(scores))))
+
+
+def combine(posteriors: Mapping[str, Posterior], weights: Mapping[str, float]) -> Posterior:
+    """One posterior, of law "stack", with each member's draws in proportion to its weight, evenly mixed.
+
+    The posteriors are of the same runs. Sites are named `member.site`, NaN in draws of other members; `member` is the
+    index of a draw's law in meta["members"].
+    """
+    names = list(posteriors)
+    first = posteriors[names[0]]
+    shape = first.samples["noise"].shape
+    n = shape[0] * shape[1]
+    # Draw i belongs to the member in whose stretch of cumulated weight (i + 1/2) / n lies; then shuffled.
+    bounds = np.cumsum([weights[name] for name in names])
+    bounds /= bounds[-1]
+    member = np.searchsorted(bounds, (np.arange(n) + 0.5) / n)
+    member = np.random.default_rng(0).permutation(member)
+    samples: dict[str, np.ndarray] = {"member": member.astype(float)}
+    for k, name in enumerate(names):
+        mine = member == k
+        for site, values in posteriors[name].draws.items():
+            shared = site in forms.get("stack").SHARED
+            out = samples.setdefault(site if shared else f"{name}.{site}", np.full((n, *values.shape[1:]), np.nan))
+            out[mine] = values[:n][mine]
+    diagnostics = [posteriors[name].meta["diagnostics"] for name in names]
+    worst = {"max_rhat": max, "min_ess": min, "divergences": max, "draws": min, "seconds": sum}
+    meta = first.meta | {
+        "law": "stack",
+        "citation": "; ".join(posteriors[name].meta["citation"] for name in names),
+        "members": names,
+        "weights": {name: float(weights[name]) for name in names},
+        "tails": [posteriors[name].meta["tails"] for name in names],
+        "diagnostics": {
+            key: pick(d[key] for d in diagnostics) for key, pick in worst.items() if all(key in d for d in diagnostics)
+        },
+        "warnings": [f"{name}: {note}" for name in names for note in posteriors[name].warnings],
+        "command": first.meta["command"].replace(names[0], "stack"),
+    }
+    return Posterior(
+        "stack", {site: values.reshape(*shape, *values.shape[1:]) for site, values in samples.items()}, meta
+    )
