@@ -19,8 +19,9 @@ from laws import sampler
 from laws.forms import discrepancy
 
 ROUNDS = 20  # of expectation and maximisation, at most
-TOLERANCE = 0.02  # of precisions, between rounds
+TOLERANCE = 0.05  # of precisions, between rounds
 TAILS = np.geomspace(1.2, 40.0, 40)  # degrees of freedom tried; from 3 on where form error takes its share
+DROP = 0.01  # share of the noise below which a coordinate of the form error is left to it while sampling
 OUTLIER = 0.15  # share of an ordinary run's precision below which a run is named as an outlier: about 5 deviations
 
 
@@ -40,11 +41,12 @@ def sample(
     form_error: False takes the form for true, with no `discrepancy` and `form_error` 0. laplace: by `sampler.laplace`,
     not `sampler.sample`. options: of either."""
     domain = discrepancy.domain(data)
-    phi = discrepancy.features(domain, data) * form_error
+    phi = discrepancy.features(domain, data)
+    gram = phi @ phi.T * form_error
     precision, df = np.ones(len(phi)), 4.0
     values = form.start(data)
     for _ in range(ROUNDS):
-        turned = discrepancy.rotate(phi, precision)
+        turned = discrepancy.rotate(gram, precision)
         values = sampler.mode(form.model, observed(data, turned, precision), values, name=name)
         residual = data["log_loss"] - form.log_curve(np, values, data)
         error, variance = discrepancy.conditional_noise(
@@ -57,13 +59,14 @@ def sample(
             break
     # Known precisions would tell more of the law than Student-t noise does, by this factor (Fisher information).
     known = precision * (df + 1) / (df + 3)
-    turned = discrepancy.rotate(phi, known)
+    turned = discrepancy.rotate(gram, known)
     draw = sampler.laplace if laplace else sampler.sample
-    result = draw(form.model, observed(data, turned, known), values, name=name, seed=seed, **options)
+    ratio = (values["noise"] / values["form_error"]) ** 2
+    result = draw(form.model, observed(data, turned, known, DROP * ratio), values, name=name, seed=seed, **options)
 
     draws = {site: result.draws[site] for site in form.SITES}
     if form_error:
-        draws["discrepancy"] = _discrepancy(form, data, draws, turned, known, seed)
+        draws["discrepancy"] = _discrepancy(form, data, draws, turned, np.sqrt(known)[:, None] * phi, known, seed)
     else:
         draws["form_error"] = np.zeros_like(draws["form_error"])
     facts = {"domain": domain, "tails": df, "outliers": _outliers(data, precision)}
@@ -75,25 +78,29 @@ def _discrepancy(
     data: dict[str, Any],
     draws: dict[str, np.ndarray],
     turned: discrepancy.Rotated,
+    phi: np.ndarray,
     precision: np.ndarray,
     seed: int,
 ) -> np.ndarray:
     """A draw of the form error's weights for each draw of the law: [chain, draw, feature]."""
     p = {site: x.reshape(-1, 1) for site, x in draws.items()}
     residual = data["log_loss"] - form.log_curve(np, p, data)
-    along = (np.sqrt(precision) * residual) @ turned[0]
-    rng = np.random.default_rng(seed)
-    weights = discrepancy.draw(turned, along, p["noise"][:, 0], p["form_error"][:, 0], rng)
+    whitened, rng = np.sqrt(precision) * residual, np.random.default_rng(seed)
+    weights = discrepancy.draw(turned, phi, whitened, p["noise"][:, 0], p["form_error"][:, 0], rng)
     return weights.reshape(*draws["noise"].shape, -1)
 
 
-def observed(data: dict[str, Any], turned: discrepancy.Rotated, precision: np.ndarray) -> dict[str, Any]:
+def observed(
+    data: dict[str, Any], turned: discrepancy.Rotated, precision: np.ndarray, least: float = 0.0
+) -> dict[str, Any]:
     """`data` with its rows padded and what `grid.observe` needs: `root_precision` [row], `project` [row, k] and
-    `spread` [k] of `discrepancy.rotate`, `count` of the rows that are there, each by its precision."""
-    Q, s, _ = turned
+    `spread` [k] of `discrepancy.rotate`, `count` of the rows that are there, each by its precision. Coordinates of
+    spread below `least` are left to the noise."""
+    Q, s = turned
+    Q, s = Q[:, s**2 >= least], s[s**2 >= least]
     rows = len(precision)
-    size = 1 << (rows - 1).bit_length()
-    k = min(size, -(-len(s) // 64) * 64)
+    size = _power_of_two(rows)
+    k = min(size, _power_of_two(max(len(s), 32)))
     out = {
         key: np.concatenate([value, np.repeat(value[:1], size - rows)]) if np.shape(value) == (rows,) else value
         for key, value in data.items()
@@ -102,6 +109,11 @@ def observed(data: dict[str, Any], turned: discrepancy.Rotated, precision: np.nd
     out["project"] = np.pad(Q, ((0, size - rows), (0, k - len(s))))
     out["spread"] = np.pad(s**2, (0, k - len(s)))
     return out | {"count": precision.sum()}
+
+
+def _power_of_two(n: int) -> int:
+    """The smallest that is at least n."""
+    return 1 << (n - 1).bit_length()
 
 
 def _tails(scaled: np.ndarray, least: float) -> float:

@@ -22,7 +22,7 @@ SPACING, COARSE = 0.5, 1.5  # of nodes, among the data and beyond
 GROWTH = 0.15  # of the standard deviation per e-fold beyond the data: by a third a decade
 ABOVE, BELOW = 3 * np.log(10.0), np.log(10.0)  # how far beyond the data the nodes reach; further out delta is constant
 AXES = ("n", "d")
-Rotated = tuple[np.ndarray, np.ndarray, np.ndarray]
+Rotated = tuple[np.ndarray, np.ndarray]
 
 
 def domain(data: dict[str, Any]) -> dict[str, Any]:
@@ -61,31 +61,38 @@ def _growth(box: dict[str, list[float]], x: dict[str, Any]) -> np.ndarray:
 # --- the weights given the law ---------------------------------------------------------------------------------------
 
 
-def rotate(phi: np.ndarray, precision: np.ndarray) -> Rotated:
-    """(Q [point, k], s [k], V [k, feature]) with sqrt(precision) phi = Q s V.
+def rotate(gram: np.ndarray, precision: np.ndarray) -> Rotated:
+    """(Q [point, k], s [k]) with sqrt(precision) gram sqrt(precision) = Q s^2 Q^T; gram: features times their transpose.
 
-    With residuals r = form_error phi w + noise e / sqrt(precision), w and e standard normal, the coordinates
+    With residuals r = form_error features w + noise e / sqrt(precision), w and e standard normal, the coordinates
     Q^T sqrt(precision) r are independent with variance noise^2 + form_error^2 s^2, and the rest is noise.
     """
-    return np.linalg.svd(np.sqrt(precision)[:, None] * phi, full_matrices=False)
+    root = np.sqrt(precision)
+    squares, Q = np.linalg.eigh(root[:, None] * gram * root)
+    kept = squares > 1e-9 * squares[-1]
+    return Q[:, kept][:, ::-1], np.sqrt(squares[kept][::-1])
 
 
 def draw(
     rotated: Rotated,
-    projected: np.ndarray,
+    phi: np.ndarray,
+    whitened: np.ndarray,
     noise: np.ndarray,
     form_error: np.ndarray,
     rng: np.random.Generator,
 ) -> np.ndarray:
     """form_error times the weights, drawn given the law's residuals: [draw, feature].
 
-    projected: Q^T sqrt(precision) r [draw, k]; noise, form_error: [draw].
+    phi: sqrt(precision) times the features [point, feature]; whitened: sqrt(precision) r [draw, point]; noise,
+    form_error: [draw].
     """
-    _, s, V = rotated
+    Q, s = rotated
+    V = (Q / s).T @ phi  # phi = Q s V: the directions that the points tell of
     noise, form_error = noise[:, None], form_error[:, None]
     total = noise**2 + (form_error * s) ** 2
-    known = form_error * s * projected / total + noise / np.sqrt(total) * rng.standard_normal(projected.shape)
-    free = rng.standard_normal((len(projected), V.shape[1]))
+    known = form_error * s * (whitened @ Q) / total
+    known += noise / np.sqrt(total) * rng.standard_normal(known.shape)
+    free = rng.standard_normal((len(known), V.shape[1]))
     return form_error * (free + (known - free @ V.T) @ V)
 
 
@@ -97,7 +104,7 @@ def conditional_noise(
     form_error: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of each point's noise given all residuals and that delta takes its share: [point] each."""
-    Q, s, _ = rotated
+    Q, s = rotated
     share = (form_error * s) ** 2 / (noise**2 + (form_error * s) ** 2)
     root = np.sqrt(precision)
     safe = np.where(root > 0, root, 1.0)
