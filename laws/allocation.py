@@ -130,81 +130,99 @@ def allocate(
     """
     shape, every = np.shape(flops), _budgets(flops)
     budget = Budget(served(inference_tokens), flops_per_token, inference_flops_per_token)
-    found = [optimum(posterior, C, budget, n_draws, covariates) for C in every]
+    found = [_spent(posterior, C, budget, n_draws, covariates) for C in every]
 
-    def gather(name: str) -> np.ndarray:
-        whole = np.stack([getattr(one, name) for one in found], axis=-1)
+    def shaped(one_a_budget: Sequence[Any]) -> np.ndarray:
+        whole = np.stack(one_a_budget, axis=-1)
         return whole.reshape((*whole.shape[:-1], *shape))
 
-    params, tokens = gather("params"), gather("tokens")
-    best, its_tokens = gather("best_params"), gather("best_tokens")
+    def own(name: str) -> np.ndarray:
+        return shaped([getattr(one.optimum, name) for one in found])
+
+    params, tokens = own("params"), own("tokens")
+    best, its_tokens = shaped([one.params for one in found]), shaped([one.tokens for one in found])
+    valley = shaped([one.valley for one in found])
     known = np.isfinite(best)
     at_best = predicted(posterior, best[known], its_tokens[known], len(params), covariates)
     best_loss = np.full(params.shape, np.nan)
     best_loss[:, known] = at_best.mean_loss.draws.reshape(len(params), -1)
-    none, local = gather("no_optimum").mean(axis=0), gather("local_only").mean(axis=0)
+    none, local = own("no_optimum").mean(axis=0), own("local_only").mean(axis=0)
     curve = pd.concat([one.curve for one in found], ignore_index=True)
     return Allocation(
         flops=plain(every.reshape(shape)),
         params=Quantity(params),
         tokens=Quantity(tokens),
         ratio=Quantity(tokens / params),
-        loss=Quantity(gather("loss")),
+        loss=Quantity(own("loss")),
         recommended_params=plain(best),
         recommended_tokens=plain(its_tokens),
         recommended_loss=Quantity(best_loss),
-        valley={t: (plain(gather("valley")[0, i]), plain(gather("valley")[1, i])) for i, t in enumerate(TOLERANCES)},
+        valley={t: (plain(valley[0, i]), plain(valley[1, i])) for i, t in enumerate(TOLERANCES)},
         no_optimum=plain(none),
         local_only=plain(local),
         inference_tokens=budget.inference_tokens,
         curve=curve,
-        warnings=[*_doubts(every, none.ravel(), local.ravel()), *at_best.warnings],
+        warnings=[*doubts(every, none.ravel(), local.ravel()), *at_best.warnings],
     )
 
 
 @dataclass(frozen=True)
 class Optimum:
-    """Of one budget, as in Allocation: draws [n]; valley [2, tolerance]."""
+    """Every draw's own optimum of one budget, [n] each, as in Allocation."""
 
     params: np.ndarray
     tokens: np.ndarray
     loss: np.ndarray
     no_optimum: np.ndarray
     local_only: np.ndarray
-    best_params: float
-    best_tokens: float
+
+
+@dataclass(frozen=True)
+class _Spent:
+    """One budget: its optimum, the recommended model, the valley [2, tolerance], the loss along it."""
+
+    optimum: Optimum
+    params: float
+    tokens: float
     valley: np.ndarray
     curve: pd.DataFrame
 
 
 def optimum(posterior: Posterior, flops: float, budget: Budget, n_draws: int | None, covariates: dict) -> Optimum:
+    """The optimum of one budget."""
+    return _lowest(*_along(posterior, flops, budget, n_draws, covariates), flops, budget)
+
+
+def _along(
+    posterior: Posterior, flops: float, budget: Budget, n_draws: int | None, covariates: dict
+) -> tuple[np.ndarray, np.ndarray]:
+    """(ln tokens per parameter [m], mean loss [n, m]) along a budget."""
     ratios = budget.ratios(flops)
     sizes = budget.params(flops, ratios)
-    loss = mean_loss(posterior, sizes, ratios * sizes, n_draws, covariates)
-    x = np.log(ratios)
+    return np.log(ratios), mean_loss(posterior, sizes, ratios * sizes, n_draws, covariates)
+
+
+def _lowest(x: np.ndarray, loss: np.ndarray, flops: float, budget: Budget) -> Optimum:
     at, lowest, interior = _minimum(x, loss)
     params = budget.params(flops, np.exp(at))
+    local_only = interior & (np.minimum(loss[:, 0], loss[:, -1]) < lowest)
+    return Optimum(params, np.exp(at) * params, lowest, ~interior, local_only)
+
+
+def _spent(posterior: Posterior, flops: float, budget: Budget, n_draws: int | None, covariates: dict) -> _Spent:
+    x, loss = _along(posterior, flops, budget, n_draws, covariates)
     mean = loss.mean(axis=0)
     best, best_loss, exists = (v[0] for v in _minimum(x, mean[None]))
-    best_params = float(budget.params(flops, np.exp(best))) if exists else np.nan
+    params = float(budget.params(flops, np.exp(best))) if exists else np.nan
     valley = np.full((2, len(TOLERANCES)), np.nan)
     if exists:
         edges = np.array([_around(x, mean, best, best_loss * (1 + t)) for t in TOLERANCES])
         valley = budget.params(flops, np.exp(edges.T[::-1]))
+    sizes = budget.params(flops, np.exp(x))
     low, high = np.quantile(loss, [0.05, 0.95], axis=0)
-    return Optimum(
-        params=params,
-        tokens=np.exp(at) * params,
-        loss=lowest,
-        no_optimum=~interior,
-        local_only=interior & (np.minimum(loss[:, 0], loss[:, -1]) < lowest),
-        best_params=best_params,
-        best_tokens=np.exp(best) * best_params,
-        valley=valley,
-        curve=pd.DataFrame(
-            {"flops": flops, "params": sizes, "tokens": ratios * sizes, "mean": mean, "low": low, "high": high}
-        )[::-1],
-    )
+    columns = {"flops": flops, "params": sizes, "tokens": np.exp(x) * sizes, "mean": mean, "low": low, "high": high}
+    own = _lowest(x, loss, flops, budget)
+    return _Spent(own, params, np.exp(best) * params, valley, pd.DataFrame(columns)[::-1])
 
 
 def _minimum(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -261,17 +279,17 @@ def overtrain(
         raise InputError(f"smaller must be above 1, got {times[~(times > 1)][0]:g}; give 2 for half the size")
     (C,) = _budgets(flops)
     budget = Budget(served(inference_tokens), flops_per_token, inference_flops_per_token)
-    best = optimum(posterior, C, budget, n_draws, covariates)
+    best = _spent(posterior, C, budget, n_draws, covariates)
     rows = []
     for k in times:
-        params = best.best_params / k
-        longer = np.geomspace(best.best_tokens / 100, best.best_tokens * 1e6, 321)
+        params = best.params / k
+        longer = np.geomspace(best.tokens / 100, best.tokens * 1e6, 321)
         same = budget.tokens(C, np.array([params]))
-        tokens = np.clip(np.concatenate([[best.best_tokens], same, longer]), 1e3, 1e20)
-        sizes = np.concatenate([[best.best_params], np.full(len(tokens) - 1, params)])
+        tokens = np.clip(np.concatenate([[best.tokens], same, longer]), 1e3, 1e20)
+        sizes = np.concatenate([[best.params], np.full(len(tokens) - 1, params)])
         loss = mean_loss(posterior, sizes, tokens, n_draws, covariates)
         needed = np.exp(crossing(np.log(longer), loss[:, 2:], loss[:, [0]]))
-        compute = budget.flops(params, needed) / budget.flops(best.best_params, best.best_tokens)
+        compute = budget.flops(params, needed) / budget.flops(best.params, best.tokens)
         row = {"smaller": k, "params": params}
         for name, draws in (("loss", loss[:, 1] / loss[:, 0] - 1), ("compute", compute)):
             row |= dict(zip((f"{name}_low", f"{name}_median", f"{name}_high"), ordered(draws, (0.05, 0.5, 0.95))))
@@ -342,7 +360,7 @@ def served(inference_tokens: Any) -> float:
     return float(counts("inference_tokens", inference_tokens))
 
 
-def _doubts(flops: np.ndarray, none: np.ndarray, local: np.ndarray) -> list[str]:
+def doubts(flops: np.ndarray, none: np.ndarray, local: np.ndarray) -> list[str]:
     def where(share: np.ndarray) -> str:
         budgets = sorted({f"{C:.3g}": C for C in flops[share > SHARE]}.items(), key=lambda item: item[1])
         return f"{budgets[0][0]} FLOP" if len(budgets) == 1 else f"{budgets[0][0]} to {budgets[-1][0]} FLOP"

@@ -14,14 +14,14 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from laws.allocation import SHARE, Covariate, allocate, mean_loss, ordered
+from laws.allocation import Budget, Covariate, doubts, mean_loss, optimum, ordered
 from laws.errors import InputError
 from laws.posterior import Posterior, Quantity
 from laws.posterior import _counts as counts
 
 SIDE = 25  # points of a side of the plane where none is given
 BEYOND = 10.0  # how far past the data both have in common the plane then reaches
-BUDGETS = 25
+BUDGETS = 17
 ELEMENTS = 20_000_000  # draws times points of the plane above which draws are thinned, to 100 at the least
 
 
@@ -81,18 +81,15 @@ def compare(
     ]
     least, most = (6.0 * axes["params"][i] * axes["tokens"][i] for i in (0, -1))
     flops = np.geomspace(least, most, BUDGETS if most > least else 1)
-    given: dict[str, Any] = dict(covariates)
-    lines = [allocate(x, flops=flops, n_draws=n, **given) for x in (a, b)]
-    along = lines[0].loss.draws / lines[1].loss.draws[shuffled] - 1
-    likely = _probability(lines[0].loss.draws, lines[1].loss.draws)
+    lines = [[optimum(x, C, Budget(), n, covariates) for C in flops] for x in (a, b)]
+    best_a, best_b = (np.stack([one.loss for one in line], axis=1) for line in lines)
+    along, likely = best_a / best_b[shuffled] - 1, _probability(best_a, best_b)
     low, median, high = np.quantile(along, (0.05, 0.5, 0.95), axis=0)
     budgets = pd.DataFrame({"flops": flops, "probability": likely, "low": low, "median": median, "high": high})
-    warnings = _outside(a, b, axes) + [
-        f"{name} along its compute-optimal line: {text}"
-        for name, line in zip("ab", lines)
-        for text in line.warnings
-        if np.max(line.no_optimum) > SHARE and "no optimum" in text
-    ]
+    warnings = _outside(a, b, axes)
+    for name, line in zip("ab", lines):
+        missing = np.array([one.no_optimum.mean() for one in line])
+        warnings += [f"{name}, at its best sizes: {text}" for text in doubts(flops, missing, np.zeros(len(flops)))]
     return Comparison(
         **axes,
         probability=probability,
