@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from laws import page, plots
+from laws import forms, page, plots
 from laws.errors import InputError
 from laws.holdout import Backtest
 from laws.posterior import Posterior
@@ -24,12 +24,26 @@ REACH = 10  # the extrapolation shown: this many times the largest size and budg
 FORMULAS = {
     "steplaw": "lr* = e^lr_const · N^lr_N · D^lr_D,   B* = e^batch_const · N^batch_N · D^batch_D   (B in tokens)",
     "chinchilla": "L = E + A / N^alpha + B / D^beta",
+    "nested": "L = E + (A / N^alpha + B / D^beta)^k",
+    "kaplan": "L = ((N_c / N)^(alpha_N / alpha_D) + D_c / D)^alpha_D",
+    "data_constrained": "L = E + A / N'^alpha + B / D'^beta,   D' = U (1 + R_D (1 - exp((1 - D / U) / R_D))), N' alike",
+    "moe": "L = E + A / N'^alpha + B / D^beta,   N' = N_active^(1 - eta) N^eta",
+    "routed": "log L = a log N + b log E' + c log N log E' + d,   E' the number of experts, saturating",
     "farseer": "L = exp(a3 N^gamma + b3) + exp(a2 N^beta + b2) · D^(-exp(a1 N^alpha + b1)), "
     "written here by its values and slopes at the centre of the data",
 }
 UNIT = "{unit of the loss}"
 # site -> (what it is, its unit, as it is shown)
-SITES: dict[str, dict[str, tuple[str, str, Any]]] = {
+Sites = dict[str, tuple[str, str, Any]]
+_NOISE: Sites = {"noise": ("noise of a run's loss", "%", lambda x: 100 * x)}
+_TERMS: Sites = {
+    "E": ("irreducible loss, E", UNIT, None),
+    "A": ("size term, A", f"{UNIT} at N = 1", None),
+    "alpha": ("exponent of N, alpha", "", None),
+    "B": ("data term, B", f"{UNIT} at D = 1", None),
+    "beta": ("exponent of D, beta", "", None),
+}
+SITES: dict[str, Sites] = {
     "steplaw": {
         "lr_const": ("learning rate, constant", "ln", None),
         "lr_N": ("learning rate, exponent of N", "", None),
@@ -41,14 +55,31 @@ SITES: dict[str, dict[str, tuple[str, str, Any]]] = {
         "batch_sd": ("scatter of a cell's best batch size", "ln", None),
         "noise": ("noise of a run's loss", "%", lambda x: 100 * x),
     },
-    "chinchilla": {
-        "E": ("irreducible loss, E", UNIT, None),
-        "A": ("size term, A", f"{UNIT} at N = 1", None),
-        "alpha": ("exponent of N, alpha", "", None),
-        "B": ("data term, B", f"{UNIT} at D = 1", None),
-        "beta": ("exponent of D, beta", "", None),
-        "noise": ("noise of a run's loss", "%", lambda x: 100 * x),
-    },
+    "chinchilla": _TERMS | _NOISE,
+    "nested": _TERMS | {"k": ("outer exponent, k", "", None)} | _NOISE,
+    "kaplan": {
+        "alpha_N": ("exponent of N, alpha_N", "", None),
+        "alpha_D": ("exponent of D, alpha_D", "", None),
+        "ln_N_c": ("scale of N, N_c", "ln", None),
+        "ln_D_c": ("scale of D, D_c", "ln tokens", None),
+    }
+    | _NOISE,
+    "data_constrained": _TERMS
+    | {
+        "R_N": ("excess parameters worth having, R_N", "times the size for the data", None),
+        "R_D": ("repeats worth having, R_D", "epochs after the first", None),
+    }
+    | _NOISE,
+    "moe": _TERMS | {"eta": ("worth of inactive parameters, eta", "0 none, 1 as active ones", None)} | _NOISE,
+    "routed": {
+        "a": ("exponent of N, a", "", None),
+        "b": ("exponent of the experts, b", "", None),
+        "c": ("their product, c", "", None),
+        "d": ("constant, d", "log10", None),
+        "E_start": ("experts that a dense model counts as", "", None),
+        "E_max": ("experts at most", "", None),
+    }
+    | _NOISE,
     "farseer": {
         "floor": ("loss at infinite data, at the centre", UNIT, np.exp),
         "floor_slope": ("its slope, d ln / d ln N", "", None),
@@ -79,13 +110,15 @@ def write(
     """
     runs = load_runs(runs)
     require(runs, ("params", "tokens", target), "the report")
+    # A law that asks for more than N and D has no curve to draw over them: its coefficients only.
+    plain = {law: p for law, p in posteriors.items() if not (law in forms.NAMES and forms.get(law).COVARIATES)}
     body = [
         f"<h1>{escape(title)}</h1>",
         _lead(runs, target),
         _notes([*notes, *(f"{law}: {text}" for law, p in posteriors.items() for text in p.warnings)]),
-        _answers(runs, posteriors, target),
+        _answers(runs, plain, target),
         _optimum(runs, posteriors.get("steplaw"), target),
-        _losses(runs, {law: p for law, p in posteriors.items() if law != "steplaw"}, target),
+        _losses(runs, {law: p for law, p in plain.items() if law != "steplaw"}, target),
         _heldout(backtests),
         _fits(posteriors, target),
         _runs(runs, target),
@@ -231,12 +264,14 @@ def _fits(posteriors: Mapping[str, Posterior], target: str) -> str:
 
 
 def _diagnosis(posterior: Posterior) -> str:
-    """The sampler's diagnostics in a sentence or two."""
+    """What was fitted to and the sampler's diagnostics in a sentence or two."""
     d, meta = posterior.meta["diagnostics"], posterior.meta
     left = f", {meta['excluded']} left out" if meta["excluded"] else ""
+    fitted = f"Fitted to {meta['rows_used']:,} of {meta['rows']:,} rows in {meta['cells']} cells{left}. "
+    if "max_rhat" not in d:
+        return fitted + f"By the normal approximation at the mode, in {d['seconds']:.0f} s."
     diverged = f"{d['divergences']:.0f} draws diverged" if d["divergences"] else "no draw diverged"
-    return (
-        f"Fitted to {meta['rows_used']:,} of {meta['rows']:,} rows in {meta['cells']} cells{left}. "
+    return fitted + (
         f"The chains agree: R-hat is {d['max_rhat']:.3f} at worst, at least {d['min_ess']:,.0f} effective draws "
         f"of {d['draws']:,.0f}, and {diverged}; {d['seconds']:.0f} s."
     )
@@ -290,7 +325,7 @@ _QUANTITIES = {
 
 
 def _law(law: str) -> str:
-    return {"steplaw": "Step Law"}.get(law, law.capitalize())
+    return {"steplaw": "Step Law", "moe": "MoE"}.get(law, law.replace("_", " ").capitalize())
 
 
 def _show(column: str, value: Any) -> str:

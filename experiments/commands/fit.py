@@ -23,7 +23,12 @@ def parser() -> Parser:
         examples="  stepseer fit steplaw steplaw-dense --out steplaw.nc\n"
         "  stepseer fit chinchilla results --target eval_loss --out chinchilla.nc",
     )
-    made.add_argument("law", metavar="LAW", help="steplaw (best lr and batch), or chinchilla or farseer (the loss)")
+    made.add_argument(
+        "law",
+        metavar="LAW",
+        help="steplaw (best lr and batch); of the loss: chinchilla, farseer, nested, kaplan; with more columns: "
+        "data_constrained (unique_tokens), moe (params_active), routed (params_active, n_experts)",
+    )
     add_runs(made)
     made.add_argument("--out", metavar="FILE", required=True, help="the posterior, NetCDF (.nc)")
     return made

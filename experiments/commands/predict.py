@@ -39,7 +39,9 @@ def parser() -> Parser:
         "--params", metavar="N", required=True, help="non-embedding parameters: 7e9, 7B; several with commas"
     )
     made.add_argument("--tokens", metavar="D", required=True, help="training tokens: 1.4e12, 1.4T; several with commas")
-    made.add_argument("--params-active", metavar="N", help="steplaw of sparse models: parameters active for a token")
+    made.add_argument("--params-active", metavar="N", help="steplaw (sparse), moe, routed: parameters a token sees")
+    made.add_argument("--n-experts", metavar="E", help="routed: experts of a routed layer")
+    made.add_argument("--unique-tokens", metavar="U", help="data_constrained: distinct tokens among D")
     made.add_argument("--lr", metavar="X", help="steplaw: the regret of this peak learning rate ...")
     made.add_argument("--batch-tokens", metavar="Y", help="... and this batch size, in tokens")
     made.add_argument("--within", metavar="R", help="steplaw: the settings within this expected regret: 0.1%%, 0.001")
@@ -55,8 +57,10 @@ def run(args: argparse.Namespace) -> int:
     within = None if args.within is None else _share(args.within, "--within")
     posterior = laws.load_posterior(args.posterior)
     queries = [{"params": n, "tokens": d} for n, d in zip(params, tokens)]
-    if args.params_active is not None:
-        queries = [q | {"params_active": positive(args.params_active, "--params-active")} for q in queries]
+    for column in ("params_active", "n_experts", "unique_tokens"):
+        if (given_text := getattr(args, column)) is not None:
+            value = positive(given_text, f"--{column.replace('_', '-')}")
+            queries = [q | {column: value} for q in queries]
     asked = {column: np.array([q[column] for q in queries]) for column in queries[0]}
     prediction = posterior.predict(**asked)
     given = {name: prediction.quantities[name] for name in QUANTITIES if name in prediction.quantities}

@@ -153,11 +153,11 @@ def test_train_without_a_folder_gives_the_same_loss(grid, swept, capsys):
 def posterior(tmp_path_factory):
     """A Chinchilla posterior with narrow, known draws."""
     rng = np.random.default_rng(0)
-    centers = {"E": 1.7, "A": 400.0, "B": 400.0, "alpha": 0.34, "beta": 0.28, "noise": 1e-3, "df": 30.0}
+    centers = {"E": 1.7, "A": 400.0, "B": 400.0, "alpha": 0.34, "beta": 0.28, "noise": 1e-3}
     samples = {k: v * (1 + 1e-3 * rng.standard_normal((2, 200))) for k, v in centers.items()}
     meta = {
         "source": "made up", "rows": 30, "excluded": 2, "warnings": [], "target": "loss",
-        "ranges": {"params": [1e7, 1e9], "tokens": [1e9, 1e11]},
+        "ranges": {"params": [1e7, 1e9], "tokens": [1e9, 1e11]}, "center": {"ln_N": 0.0, "ln_D": 0.0}, "tails": 30.0,
     }  # fmt: skip
     return laws.Posterior("chinchilla", samples, meta).save(tmp_path_factory.mktemp("posterior") / "c.nc")
 

@@ -1,5 +1,7 @@
 """Nested, Kaplan, repeated data, mixtures of experts, routed models: recovery, the numpy curve, limits and refusals."""
 
+from html import escape
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import laws
-from laws import forms
+from laws import forms, report
 from laws.errors import FitError, InputError
 from laws.forms import data_constrained, grid, routed
 
@@ -91,6 +93,14 @@ def test_a_posterior_survives_the_disk_and_answers_arrays(fitted, tmp_path):
     for missing in forms.get(fitted.law).COVARIATES:
         with pytest.raises(InputError, match=missing):
             again.predict(**{k: v for k, v in query.items() if k != missing})
+
+
+def test_the_report_shows_its_coefficients(fitted, tmp_path):
+    law, runs = fitted.law, runs_of(fitted.law)
+    assert set(report.SITES[law]) <= set(fitted.draws)
+    page = report.write(tmp_path / "page.html", runs, posteriors={law: fitted}, backtests={}).read_text()
+    assert escape(report.FORMULAS[law]) in page and all(escape(name) in page for name, *_ in report.SITES[law].values())
+    assert ("What the laws say" in page) == (not forms.get(law).COVARIATES)
 
 
 @pytest.mark.parametrize("law", LAWS)

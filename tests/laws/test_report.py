@@ -30,6 +30,8 @@ def posterior(law, centre, runs):
         "excluded": 1,
         "cells": 12,
         "target": "loss",
+        "center": {"ln_N": 0.0, "ln_D": 0.0},
+        "tails": 8.0,
         "ranges": {c: [float(runs[c].min()), float(runs[c].max())] for c in ("params", "tokens")},
         "diagnostics": DIAGNOSTICS,
         "warnings": ["4 cells <left> out"],
@@ -57,7 +59,7 @@ def runs():
 def posteriors(runs):
     step = {"lr_const": -3.0, "lr_N": -0.2, "lr_D": 0.01, "batch_const": 6.5, "batch_N": 0.01, "batch_D": 0.01}
     step |= {"lr_sd": 0.05, "batch_sd": 0.05, "noise": 2e-3}
-    loss = {"E": 1.7, "A": 20.0, "alpha": 0.35, "B": 200.0, "beta": 0.4, "noise": 3e-3, "df": 8.0}
+    loss = {"E": 1.7, "A": 20.0, "alpha": 0.35, "B": 200.0, "beta": 0.4, "noise": 3e-3}
     return {"steplaw": posterior("steplaw", step, runs), "chinchilla": posterior("chinchilla", loss, runs)}
 
 
