@@ -60,12 +60,11 @@ def design(law: str) -> pd.DataFrame:
 def replicate(law: str, data: dict[str, Any], seed: int, laplace: bool) -> dict[str, float]:
     """Quantity -> rank of the truth over LEFT + 1, jittered within its step: uniform if all is well."""
     form, rng = forms.get(law), np.random.default_rng(seed)
-    how = {} if laplace else SETTINGS
+    how: dict[str, Any] = {} if laplace else dict(SETTINGS)
     if law == "steplaw":
         truth, simulated = _simulated_steplaw(form, data, seed)
         draw = sampler.laplace if laplace else sampler.sample
-        how = how | ({} if laplace else {"hold": form.HELD})
-        result = draw(form.model, simulated, form.start(simulated), name=law, seed=seed, **how)
+        result = draw(form.model, simulated, form.start(simulated), name=law, hold=form.HELD, seed=seed, **how)
         found = {k: x for k, x in result.draws.items() if k in form.SITES}
     else:
         truth, simulated = _simulated_loss(form, data, rng, seed)
@@ -88,7 +87,7 @@ def _simulated_loss(
     phi = discrepancy.features(discrepancy.domain(data), data)
     p = _prior(form, data, phi, rng, seed)
     p["discrepancy"] = p["form_error"] * rng.standard_normal(phi.shape[1])
-    df = 1 + rng.gamma(2.0, 10.0)
+    df = next(df for df in 1 + rng.gamma(2.0, 10.0, size=100) if df >= 3)  # as `laws.surface` looks for it
     scatter = p["noise"] * rng.standard_t(df, size=len(phi))
     y = np.asarray(form.log_curve(np, p, data)) + phi @ p["discrepancy"] + scatter
     answers = _answers(form, data, {k: np.asarray(v)[None] for k, v in p.items()})
@@ -101,7 +100,7 @@ def _prior(
 ) -> dict[str, Any]:
     """A draw of the model's prior, by rejection where that has a factor (which never exceeds 1)."""
     even = np.ones(len(phi))
-    whole = surface.observed(data, discrepancy.rotate(phi, even), even)
+    whole = surface.observed(data, discrepancy.rotate(phi @ phi.T, even), even)
     for attempt in range(1000):
         with jax.enable_x64(True):
             key = jax.random.fold_in(jax.random.key(seed), attempt)

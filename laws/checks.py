@@ -27,6 +27,7 @@ LEVELS = (0.5, 0.8, 0.9, 0.95)
 FAR = 4.0  # noise deviations from which a cell is named as an outlier
 BAD_K = 0.7  # Pareto k from which importance sampling is not to be trusted
 PATTERN = 0.01  # posterior predictive p below which a pattern in the residuals is reported
+NEIGHBOUR = "the next budget's residual"
 BEYOND = 10.0  # the answer watched: this many times the largest size and budget
 MAX_RHAT, MIN_ESS = 1.01, 400.0
 NAMED = 3  # cells in a sentence
@@ -191,7 +192,7 @@ def _patterns(below: np.ndarray, cells: pd.DataFrame) -> pd.DataFrame:
     if same.sum() >= 5:
         seen, chance = (_neighbours(values[:, order], same) for values in (z, made))
         p = float(np.mean(np.abs(chance) >= np.abs(seen)))
-        rows.append({"pattern": "the next budget's residual", "correlation": float(np.median(seen)), "p": p})
+        rows.append({"pattern": NEIGHBOUR, "correlation": float(np.median(seen)), "p": p})
     return pd.DataFrame(rows, columns=["pattern", "correlation", "p"])
 
 
@@ -213,10 +214,7 @@ Said = tuple[bool, str]
 def _diagnostics(posterior: Posterior) -> Said:
     d = posterior.meta["diagnostics"]
     if "max_rhat" not in d:
-        return (
-            False,
-            "The posterior is a normal approximation at its mode, which no chains vouch for: to bet, fit by NUTS.",
-        )
+        return False, "The posterior is a normal approximation at its mode, which no chains vouch for; NUTS has chains."
     fine = d["max_rhat"] <= MAX_RHAT and d["min_ess"] >= MIN_ESS and d["divergences"] == 0
     text = f"R-hat {d['max_rhat']:.3f}, {d['min_ess']:,.0f} effective draws, {d['divergences']:.0f} divergences"
     return fine, f"The chains {'agree' if fine else 'do not vouch for this fit'} ({text})."
@@ -241,6 +239,11 @@ def _residuals(residuals: pd.DataFrame) -> Said:
         least = f" (least p {residuals['p'].min():.2f})" if len(residuals) else ""
         return True, f"What the law leaves over shows no pattern in N or D{least}."
     worst = bad.sort_values("p").iloc[0]
+    if worst["pattern"] == NEIGHBOUR:
+        return False, (
+            f"Runs of one size and neighbouring budgets err together (correlation {worst['correlation']:+.2f}, p "
+            f"{worst['p']:.3f}): their number says more than there is to know, and intervals may be too narrow."
+        )
     return False, (
         f"What the law leaves over still goes with {worst['pattern']} (correlation {worst['correlation']:+.2f}, "
         f"p {worst['p']:.3f}): its curve bends wrongly there, and that grows beyond the data."
