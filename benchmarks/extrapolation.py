@@ -1,11 +1,11 @@
-"""How far off are laws of the loss beyond their data, and do their intervals cover? Every published table, two hold-outs.
+"""How far off are laws of the loss beyond their data, and do their intervals cover?
 
     python -m benchmarks.extrapolation [--laplace] [--tables NAME,...]
 
-For each table: the largest sizes (a fifth) or the cells of most compute (a quarter) are held out, every law is fitted to
-the rest and predicts the best loss of each held-out cell. Laws: the stack (the default answer), its members with their
-form error, and the literature's practice as the point of comparison: Chinchilla by Huber loss on log L, delta 1e-3.
-Prints the table of benchmarks/extrapolation.md.
+For each published table the largest sizes (a fifth) or the cells of most compute (a quarter) are held out; every law is
+fitted to the rest and predicts the best loss of each held-out cell. Laws: the stack (the default answer), its members
+with their form error, and as the point of comparison the literature's practice: Chinchilla by Huber loss on log L,
+delta 1e-3. Prints the tables of benchmarks/extrapolation.md.
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ def _power_of_two(n: int) -> int:
 
 def _tails(scaled: np.ndarray, least: float) -> float:
     """The likeliest degrees of freedom of squared noise in units of its scale; a priori around 20, rarely below 2."""
-    tried = TAILS[TAILS >= least]
+    tried = TAILS[least <= TAILS]
     fits = [student.logpdf(np.sqrt(scaled), df).sum() + gamma.logpdf(df - 1, 2.0, scale=10.0) for df in tried]
     return float(tried[int(np.argmax(fits))])
 

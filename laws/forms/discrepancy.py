@@ -62,7 +62,7 @@ def _growth(box: dict[str, list[float]], x: dict[str, Any]) -> np.ndarray:
 
 
 def rotate(gram: np.ndarray, precision: np.ndarray) -> Rotated:
-    """(Q [point, k], s [k]) with sqrt(precision) gram sqrt(precision) = Q s^2 Q^T; gram: features times their transpose.
+    """(Q [point, k], s [k]) with sqrt(precision) gram sqrt(precision) = Q s^2 Q^T; gram: features times transposed.
 
     With residuals r = form_error features w + noise e / sqrt(precision), w and e standard normal, the coordinates
     Q^T sqrt(precision) r are independent with variance noise^2 + form_error^2 s^2, and the rest is noise.
