@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -102,15 +103,31 @@ def _prior(
     even = np.ones(len(phi))
     whole = surface.observed(data, discrepancy.rotate(phi @ phi.T, even), even)
     for attempt in range(1000):
-        with jax.enable_x64(True):
-            key = jax.random.fold_in(jax.random.key(seed), attempt)
-            trace = handlers.trace(handlers.seed(form.model, key)).get_trace(whole)
-        sites = [s for name, s in trace.items() if s["type"] in ("sample", "deterministic") and name != "log_loss"]
-        factors = [float(s["fn"].log_prob(s["value"])) for s in sites if s["type"] == "sample" and s["is_observed"]]
-        if np.log(rng.uniform()) < sum(factors):
-            scalars = [s for s in sites if np.ndim(s["value"]) == 0 and not s.get("is_observed")]
-            return {s["name"]: float(s["value"]) for s in scalars}
+        values, factors = _traced(form, whole, jax.random.fold_in(jax.random.key(seed), attempt))
+        if np.log(rng.uniform()) < sum(factors.values()):
+            return {name: float(x) for name, x in values.items() if np.ndim(x) == 0}
     raise RuntimeError("no draw of the prior was accepted in 1000")
+
+
+def _traced(form: ModuleType, data: dict[str, Any], key: Any) -> tuple[dict[str, Any], dict[str, float]]:
+    """(values of the model's sites drawn from its prior, log factors other than the likelihood)."""
+    with jax.enable_x64(True):
+        values, factors = _program(form)(data, key)
+    return {k: np.asarray(x) for k, x in values.items()}, {k: float(x) for k, x in factors.items()}
+
+
+@lru_cache(maxsize=16)
+def _program(form: ModuleType) -> Any:
+    def program(data: dict[str, Any], key: Any) -> Any:
+        trace = handlers.trace(handlers.seed(form.model, key)).get_trace(data)
+        sampled = {k: s for k, s in trace.items() if s["type"] == "sample"}
+        fixed = {k for k, s in sampled.items() if s["is_observed"]}
+        values = {
+            k: s["value"] for k, s in trace.items() if s["type"] in ("sample", "deterministic") and k not in fixed
+        }
+        return values, {k: sampled[k]["fn"].log_prob(sampled[k]["value"]) for k in fixed - {"log_loss"}}
+
+    return jax.jit(program, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def _answers(form: ModuleType, data: dict[str, Any], draws: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -130,11 +147,8 @@ def _answers(form: ModuleType, data: dict[str, Any], draws: dict[str, np.ndarray
 
 def _simulated_steplaw(form: ModuleType, data: dict[str, Any], seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """(truth, data with simulated losses, the runs of each cell sorted by them)."""
-    with jax.enable_x64(True):
-        key = jax.random.key(seed)
-        trace = handlers.trace(handlers.seed(form.model, key)).get_trace(data | {"log_loss": None})
-    truth = {site: np.asarray(trace[site]["value"]) for site in form.SITES if site in trace}
-    y = np.asarray(trace["log_loss"]["value"])
+    values, _ = _traced(form, data | {"log_loss": None}, jax.random.key(seed))
+    truth, y = {site: values[site] for site in form.SITES if site in values}, values["log_loss"]
     order = np.argsort(y, axis=1)
     turned = {name: np.take_along_axis(data[name], order, axis=1) for name in ("lr", "batch")}
     return truth, data | turned | {"log_loss": np.take_along_axis(y, order, axis=1)}
