@@ -2,10 +2,10 @@
 
 No one form is right, and which is best beyond the data can't be read off the fit to them. The largest sizes and the
 cells of most compute among the runs are held out in turn and each law is fitted to the rest; a law's weight is its
-prior's times its predictive density there, tempered (a hold-out's points err together: they count as EVIDENCE points).
-That is stacking (Yao et al. 2018, Bayesian Analysis 13:917) by rolling hold-outs in place of leave-one-out, because what
-is asked lies far from the data. A draw of the stack is a draw of one law with its form error, so every answer carries
-the uncertainty about the law itself.
+prior's times its predictive density there, tempered (the points of a hold-out err together: they count as EVIDENCE of
+one). That is stacking (Yao et al. 2018, Bayesian Analysis 13:917) by rolling hold-outs in place of leave-one-out, as
+what is asked lies far from the data. A draw of the stack is a draw of one law with its form error, so every answer
+carries the uncertainty about the law itself.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from laws.posterior import Posterior
 from laws.runs import finished
 from laws.splits import held_out
 
-# Prior weights, chosen with the hold-outs of the published tables in view (benchmarks/extrapolation.md), as EVIDENCE was.
+# Prior weights. They and EVIDENCE were chosen with the hold-outs of benchmarks/extrapolation.md in view.
 MEMBERS = {"nested": 0.6, "farseer": 0.3, "chinchilla": 0.1}
 FOLDS = (("params", 0.2), ("compute", 0.25), ("compute", 0.5))  # what is held out, share of sizes or cells
 EVIDENCE = 0.5
