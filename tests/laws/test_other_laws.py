@@ -8,7 +8,7 @@ import numpy as np
 import numpyro
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import laws
@@ -186,6 +186,7 @@ exponent = st.floats(0.05, 1.0)
 
 
 @pytest.mark.parametrize("law", ["chinchilla", *LAWS])
+@settings(deadline=None, max_examples=50)
 @given(data=st.data())
 def test_loss_falls_with_size_and_data(law, data):
     """Whatever the scale and the coefficients: more of anything never raises the loss; arrays agree with floats."""

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laws.errors import InputError
@@ -88,6 +88,7 @@ def test_one_epoch_of_repeated_data_is_chinchilla():
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.formula)
+@settings(deadline=None, max_examples=50)
 @given(data=st.data())
 def test_every_rule_broadcasts_and_falls_or_rises_as_it_says(rule: Rule, data):
     at = {name: data.draw(SCALES[name]) for name in rule.reads}
