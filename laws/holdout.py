@@ -12,7 +12,7 @@ from laws import forms
 from laws.errors import FitError, InputError
 from laws.fitting import fit
 from laws.forms.grid import best_per_cell
-from laws.posterior import Posterior
+from laws.posterior import Posterior, Prediction
 from laws.runs import finished, load_runs, require
 from laws.splits import FRACTION, held_out
 
@@ -51,7 +51,7 @@ class Backtest:
             "error": self.error,
             "coverage": self.coverage,
             "width": self.width,
-            "cells": len(self.table[["params", "tokens"]].drop_duplicates()),
+            "cells": len(self.table.loc[:, :"quantity"].iloc[:, :-1].drop_duplicates()),
         }
 
 
@@ -81,14 +81,18 @@ def backtest(
         raise InputError(f"fraction must be between 0 and 1, got {share:g}; give 0.2 to hold out a fifth")
     table = load_runs(runs, recipe=recipe)
     require(table, ("params", "tokens", target, *form.COLUMNS), law)
+    keys = ["params", "tokens", *form.COVARIATES]
+    if law == "steplaw" and "params_active" in table:  # cells of mixtures of experts differ by it; dense rows lack it
+        keys.append("params_active")
+        table = table.assign(params_active=table["params_active"].fillna(table["params"]))
     done = finished(table)
     done = done[np.isfinite(done[target])]
-    cells = _judged(law, done, target)
+    cells = _judged(law, done, target, keys)
     _, out, words = held_out(cells, heldout, share, law)
     if heldout == "params":
         kept = table[table["params"] < out["params"].min()]
     else:
-        kept = table[~_in(table, out)]
+        kept = table[~_in(table, out, keys)]
     kept = kept.reset_index(drop=True)
     kept.attrs = dict(table.attrs)
     if kept.empty:
@@ -98,9 +102,9 @@ def backtest(
     except FitError as error:
         raise FitError(f"with {words} held out, {error}") from None
     judge = _judge_optimum if law == "steplaw" else _judge_loss
-    rows, hits = judge(posterior, out, done, target)
+    rows, hits = judge(posterior, out, done, target, keys)
     if law == "steplaw":
-        off = rows.drop_duplicates(["params", "tokens"])["regret"]
+        off = rows.drop_duplicates(keys)["regret"]
     else:
         off = (rows["median"] / rows["measured"] - 1).abs()
     return Backtest(
@@ -115,38 +119,47 @@ def backtest(
     )
 
 
-def _judged(law: str, done: pd.DataFrame, target: str) -> pd.DataFrame:
-    """The cells that can be held out: params, tokens and the best target."""
+def _judged(law: str, done: pd.DataFrame, target: str, keys: list[str]) -> pd.DataFrame:
+    """The cells that can be held out: `keys` and the best target."""
     if law != "steplaw":
-        return best_per_cell(done, target)
+        return best_per_cell(done, target, keys[2:])
     from laws.forms.steplaw import MIN_LRS
 
-    swept = done.groupby(["params", "tokens"])["lr"].transform("nunique") >= MIN_LRS
+    swept = done.groupby(keys)["lr"].transform("nunique") >= MIN_LRS
     if not swept.any():
         raise FitError(
             f"steplaw: no (params, tokens) cell tried {MIN_LRS} learning rates: sweep the rate at some sizes"
         )
-    return best_per_cell(done[swept], target)
+    return best_per_cell(done[swept], target, keys[2:])
 
 
-def _in(table: pd.DataFrame, cells: pd.DataFrame) -> np.ndarray:
-    keys = pd.MultiIndex.from_frame(table[["params", "tokens"]])
-    return keys.isin(pd.MultiIndex.from_frame(cells[["params", "tokens"]]))
+def _in(table: pd.DataFrame, cells: pd.DataFrame, keys: list[str]) -> np.ndarray:
+    return pd.MultiIndex.from_frame(table[keys]).isin(pd.MultiIndex.from_frame(cells[keys]))
+
+
+def _asked(posterior: Posterior, cells: pd.DataFrame, keys: list[str]) -> Prediction:
+    """The posterior's prediction for the cells, by what it can be asked for."""
+    known = {"params", "tokens", *forms.get(posterior.law).COVARIATES, *posterior.meta.get("optional", ())}
+    query: dict[str, Any] = {key: cells[key].to_numpy() for key in keys if key in known}
+    return posterior.predict(**query)
 
 
 Judged = tuple[pd.DataFrame, dict[float, np.ndarray]]
 
 
-def _judge_loss(posterior: Posterior, cells: pd.DataFrame, done: pd.DataFrame, target: str) -> Judged:
-    loss = posterior.predict(params=cells["params"].to_numpy(), tokens=cells["tokens"].to_numpy()).loss
+def _judge_loss(posterior: Posterior, cells: pd.DataFrame, done: pd.DataFrame, target: str, keys: list[str]) -> Judged:
+    loss = _asked(posterior, cells, keys).loss
     measured = cells[target].to_numpy()
-    rows = cells[["params", "tokens"]].assign(quantity=target, **_columns(loss, measured))
+    rows = cells[keys].assign(quantity=target, **_columns(loss, measured))
     return rows, {level: _inside(loss, measured, level) for level in LEVELS}
 
 
-def _judge_optimum(posterior: Posterior, cells: pd.DataFrame, done: pd.DataFrame, target: str) -> Judged:
-    predicted = posterior.predict(params=cells["params"].to_numpy(), tokens=cells["tokens"].to_numpy())
-    tried = [done[(done["params"] == c.params) & (done["tokens"] == c.tokens)] for c in cells.itertuples()]
+def _judge_optimum(
+    posterior: Posterior, cells: pd.DataFrame, done: pd.DataFrame, target: str, keys: list[str]
+) -> Judged:
+    predicted = _asked(posterior, cells, keys)
+    groups = done.groupby(keys)
+    tried = [groups.get_group(tuple(cell)) for cell in cells[keys].to_numpy()]
     best = pd.DataFrame([runs.iloc[int(np.argmin(runs[target]))] for runs in tried])
     # Runs that diverged have no loss: the nearest run is sought among those that finished.
     nearest = [
@@ -159,11 +172,11 @@ def _judge_optimum(posterior: Posterior, cells: pd.DataFrame, done: pd.DataFrame
     for quantity in ("lr", "batch_tokens"):
         answer, measured = getattr(predicted, quantity), best[quantity].to_numpy()
         varied = np.array([runs[quantity].nunique() > 1 for runs in tried])
-        columns = cells[["params", "tokens"]].assign(quantity=quantity, **_columns(answer, measured), regret=regret)
+        columns = cells[keys].assign(quantity=quantity, **_columns(answer, measured), regret=regret)
         rows.append(columns[varied])
         for level in LEVELS:
             hits[level].append(_inside(answer, measured, level)[varied])
-    table = pd.concat(rows).sort_values(["params", "tokens"], kind="stable").reset_index(drop=True)
+    table = pd.concat(rows).sort_values(keys, kind="stable").reset_index(drop=True)
     return table, {level: np.concatenate(hit) for level, hit in hits.items()}
 
 

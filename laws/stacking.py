@@ -11,6 +11,7 @@ carries the uncertainty about the law itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -45,9 +46,9 @@ def fit(
 
     posteriors, refused = {}, {}
     for k, member in enumerate(MEMBERS):
-        moved = progress and (lambda done, total, k=k: progress(done + k * total, total * len(MEMBERS)))
+        moved = partial(_moved, progress, k) if progress else False
         try:
-            posteriors[member] = fit(member, table, target=target, seed=seed, progress=moved or False, **options)
+            posteriors[member] = fit(member, table, target=target, seed=seed, progress=moved, **options)
         except FitError as error:
             refused[member] = str(error)
     if not posteriors:
@@ -56,6 +57,10 @@ def fit(
     stack = combine(posteriors, weights(cells, target, list(posteriors), seed))
     stack.warnings.extend(f"{member} is not in the stack: {reason}" for member, reason in refused.items())
     return stack
+
+
+def _moved(progress: Callable[[int, int], None], member: int, done: int, total: int) -> None:
+    progress(done + member * total, total * len(MEMBERS))
 
 
 def weights(cells: pd.DataFrame, target: str, members: Sequence[str], seed: int = 0) -> dict[str, float]:
@@ -108,7 +113,13 @@ def combine(posteriors: Mapping[str, Posterior], weights: Mapping[str, float]) -
             out = samples.setdefault(site if shared else f"{name}.{site}", np.full((n, *values.shape[1:]), np.nan))
             out[mine] = values[:n][mine]
     diagnostics = [posteriors[name].meta["diagnostics"] for name in names]
-    worst = {"max_rhat": max, "min_ess": min, "divergences": max, "draws": min, "seconds": sum}
+    worst: dict[str, Callable[..., float]] = {
+        "max_rhat": max,
+        "min_ess": min,
+        "divergences": max,
+        "draws": min,
+        "seconds": sum,
+    }
     meta = first.meta | {
         "law": "stack",
         "citation": "; ".join(posteriors[name].meta["citation"] for name in names),

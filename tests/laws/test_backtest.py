@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 import laws
-from laws import holdout
+from laws import holdout, splits
 from laws.errors import FitError, InputError
 
 SIZES = np.geomspace(1e7, 3e9, 6)
@@ -66,15 +66,16 @@ def test_summary_is_the_json_of_the_design(by_params):
 
 def test_compute_holds_out_the_costliest_quarter_of_cells():
     cells = holdout.best_per_cell(runs().query("status == 'ok'"), "loss")
-    out, _ = holdout._held_out(cells, "compute", 0.25, "chinchilla")
+    kept, out, _ = splits.held_out(cells, "compute", 0.25, "chinchilla")
     cost = 6 * cells["params"] * cells["tokens"]
     assert len(out) == round(0.25 * len(cells))
     assert (6 * out["params"] * out["tokens"]).min() == np.sort(cost)[-len(out)]
+    assert len(kept) + len(out) == len(cells)
 
 
 def test_sizes_that_differ_by_rounding_are_one_size():
     cells = pd.DataFrame({"params": [1e8, 1e9, 1.001e9, 2e9, 2.001e9], "tokens": 1e10, "loss": 3.0})
-    out, words = holdout._held_out(cells, "params", 0.2, "chinchilla")
+    _, out, words = splits.held_out(cells, "params", 0.2, "chinchilla")
     assert out["params"].tolist() == [2e9, 2.001e9] and words == "the largest of 3 sizes"
 
 
@@ -104,6 +105,9 @@ def test_one_size_cannot_be_held_out():
 class FixedOptimum:
     """A posterior whose Step Law answer is known: lr 2e-3 within 5%, batch 2**17 within 5%, everywhere."""
 
+    law = "steplaw"
+    meta: dict = {}
+
     def predict(self, *, params, tokens):
         spread = np.exp(np.linspace(-0.05, 0.05, 101))[:, None] * np.ones(len(params))
         return laws.posterior.Prediction(
@@ -119,12 +123,13 @@ def test_step_law_is_judged_by_the_regret_of_the_nearest_tried_setting():
     done = pd.DataFrame(grid, columns=["lr", "batch_tokens"]).assign(params=1e8, tokens=1e10)
     done["loss"] = [3.2, 3.0, 3.1, 3.03, 3.3, 3.3]  # best at (1e-3, 2**17); nearest to the answer: (1.9e-3, 2**17)
     cells = holdout.best_per_cell(done, "loss")
-    table, hits = holdout._judge_optimum(FixedOptimum(), cells, done, "loss")
+    table, hits = holdout._judge_optimum(FixedOptimum(), cells, done, "loss", ["params", "tokens"])
     assert table["quantity"].tolist() == ["lr", "batch_tokens"]
     np.testing.assert_allclose(table["regret"], 3.03 / 3.0 - 1)
     assert table["inside"].tolist() == [False, True]
     assert hits[0.9].tolist() == [False, True]
     # A cell with one batch size measures no best batch size.
     done = done[done["batch_tokens"] == 2.0**17].reset_index(drop=True)
-    table, _ = holdout._judge_optimum(FixedOptimum(), holdout.best_per_cell(done, "loss"), done, "loss")
+    cells = holdout.best_per_cell(done, "loss")
+    table, _ = holdout._judge_optimum(FixedOptimum(), cells, done, "loss", ["params", "tokens"])
     assert table["quantity"].tolist() == ["lr"]
