@@ -21,7 +21,7 @@ from laws.forms import discrepancy
 ROUNDS = 20  # of expectation and maximisation, at most
 TOLERANCE = 0.05  # of precisions, between rounds
 TAILS = np.geomspace(1.2, 40.0, 40)  # degrees of freedom tried; from 3 on where form error takes its share
-DROP = 0.01  # share of the noise below which a coordinate of the form error is left to it while sampling
+DROP = 1e-3  # share of the noise below which a coordinate of the form error is left to it while sampling
 OUTLIER = 0.15  # share of an ordinary run's precision below which a run is named as an outlier: about 5 deviations
 
 
