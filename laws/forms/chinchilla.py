@@ -32,7 +32,7 @@ def log_curve(xp: Any, p: dict[str, Any], x: dict[str, Any]) -> Any:
     """ln L; p: E, A, B, alpha, beta; x: as `grid.coordinates` gives them."""
     size = xp.log(p["A"]) - p["alpha"] * (x["n"] + x["ln_N"])
     data = xp.log(p["B"]) - p["beta"] * (x["d"] + x["ln_D"])
-    return xp.logaddexp(xp.log(p["E"]), xp.logaddexp(size, data))
+    return grid.logaddexp(xp, xp.log(p["E"]), grid.logaddexp(xp, size, data))
 
 
 def priors(data: dict[str, Any]) -> dict[str, Any]:

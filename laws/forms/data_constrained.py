@@ -68,7 +68,7 @@ def log_curve(xp: Any, p: dict[str, Any], x: dict[str, Any]) -> Any:
     ln_U_N = xp.minimum(ln_G + beta / alpha * (ln_G + ln_U), ln_N)
     size = ln_A - alpha * (ln_U_N + worth(xp, ln_N - ln_U_N, p["R_N"]))
     data = ln_B - beta * (ln_U + worth(xp, ln_D - ln_U, p["R_D"]))
-    return xp.logaddexp(xp.log(p["E"]), xp.logaddexp(size, data))
+    return grid.logaddexp(xp, xp.log(p["E"]), grid.logaddexp(xp, size, data))
 
 
 def worth(xp: Any, log_ratio: Any, limit: Any) -> Any:

@@ -39,13 +39,15 @@ def domain(data: dict[str, Any]) -> dict[str, Any]:
 def features(domain: dict[str, Any], x: dict[str, Any]) -> np.ndarray:
     """[point, feature]: times standard normal weights they give delta at x["n"], x["d"] ([point] each)."""
     n, d = (_axis_features(np.asarray(domain["nodes"][axis]), np.asarray(x[axis])) for axis in AXES)
-    return _growth(domain["box"], x)[:, None] * (n[:, :, None] * d[:, None, :]).reshape(len(n), -1)
+    # Points vary fastest in memory: several times faster to write, and to multiply by weights.
+    return ((_growth(domain["box"], x) * n)[:, None] * d).reshape(-1, n.shape[1]).T
 
 
 def _axis_features(nodes: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """[node, point]."""
     root = np.linalg.cholesky(_matern(nodes[:, None] - nodes))
-    kernel = _matern(np.clip(x, nodes[0], nodes[-1])[:, None] - nodes)
-    return kernel @ np.linalg.inv(root).T
+    kernel = _matern(nodes[:, None] - np.clip(x, nodes[0], nodes[-1]))
+    return np.linalg.inv(root) @ kernel
 
 
 def _matern(distance: np.ndarray) -> np.ndarray:

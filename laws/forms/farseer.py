@@ -52,7 +52,7 @@ def log_curve(xp: Any, p: dict[str, Any], x: dict[str, Any]) -> Any:
     level, slope = p["gap"] + A_0 * ln_D, p["gap_slope"] + A_0 * p["decay_slope"] * ln_D
     floor = stretched(xp, p["floor"], p["floor_slope"], p["floor_power"], n)
     A = xp.exp(xp.clip(stretched(xp, p["decay"], p["decay_slope"], p["decay_power"], n), -50.0, 5.0))
-    return xp.logaddexp(floor, stretched(xp, level, slope, p["gap_power"], n) - A * (d + ln_D))
+    return grid.logaddexp(xp, floor, stretched(xp, level, slope, p["gap_power"], n) - A * (d + ln_D))
 
 
 def priors(data: dict[str, Any]) -> dict[str, Any]:

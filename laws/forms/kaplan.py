@@ -30,7 +30,7 @@ def prepare(runs: pd.DataFrame, target: str) -> tuple[dict[str, Any], dict[str, 
 def log_curve(xp: Any, p: dict[str, Any], x: dict[str, Any]) -> Any:
     """ln L; p: alpha_N, alpha_D, ln_N_c, ln_D_c; x: as `grid.coordinates` gives them."""
     size = p["alpha_N"] / p["alpha_D"] * (p["ln_N_c"] - x["n"] - x["ln_N"])
-    return p["alpha_D"] * xp.logaddexp(size, p["ln_D_c"] - x["d"] - x["ln_D"])
+    return p["alpha_D"] * grid.logaddexp(xp, size, p["ln_D_c"] - x["d"] - x["ln_D"])
 
 
 def priors(data: dict[str, Any]) -> dict[str, Any]:
