@@ -42,11 +42,11 @@ def sample(
     not `sampler.sample`. options: of either."""
     domain = discrepancy.domain(data)
     phi = discrepancy.features(domain, data)
-    gram = phi @ phi.T * form_error
+    felt = phi * form_error
     precision, df = np.ones(len(phi)), 4.0
     values = form.start(data)
     for _ in range(ROUNDS):
-        turned = discrepancy.rotate(gram, precision)
+        turned = discrepancy.rotate(felt, precision)
         values = sampler.mode(form.model, observed(data, turned, precision), values, name=name)
         residual = data["log_loss"] - form.log_curve(np, values, data)
         error, variance = discrepancy.conditional_noise(
@@ -59,7 +59,7 @@ def sample(
             break
     # Known precisions would tell more of the law than Student-t noise does, by this factor (Fisher information).
     known = precision * (df + 1) / (df + 3)
-    turned = discrepancy.rotate(gram, known)
+    turned = discrepancy.rotate(felt, known)
     draw = sampler.laplace if laplace else sampler.sample
     ratio = (values["noise"] / values["form_error"]) ** 2
     result = draw(form.model, observed(data, turned, known, DROP * ratio), values, name=name, seed=seed, **options)

@@ -63,16 +63,19 @@ def _growth(box: dict[str, list[float]], x: dict[str, Any]) -> np.ndarray:
 # --- the weights given the law ---------------------------------------------------------------------------------------
 
 
-def rotate(gram: np.ndarray, precision: np.ndarray) -> Rotated:
-    """(Q [point, k], s [k]) with sqrt(precision) gram sqrt(precision) = Q s^2 Q^T; gram: features times transposed.
+def rotate(phi: np.ndarray, precision: np.ndarray) -> Rotated:
+    """(Q [point, k], s [k]): the singular values above 3e-5 of the largest, and left vectors, of sqrt(precision) phi.
 
-    With residuals r = form_error features w + noise e / sqrt(precision), w and e standard normal, the coordinates
-    Q^T sqrt(precision) r are independent with variance noise^2 + form_error^2 s^2, and the rest is noise.
+    phi: features [point, feature]. With residuals r = form_error phi w + noise e / sqrt(precision), w and e standard
+    normal, the coordinates Q^T sqrt(precision) r are independent with variance noise^2 + form_error^2 s^2, and the rest
+    is noise.
     """
-    root = np.sqrt(precision)
-    squares, Q = np.linalg.eigh(root[:, None] * gram * root)
+    weighted = np.sqrt(precision)[:, None] * phi
+    tall = weighted.shape[0] > weighted.shape[1]  # the smaller Gram matrix has the same eigenvalues
+    squares, vectors = np.linalg.eigh(weighted.T @ weighted if tall else weighted @ weighted.T)
     kept = squares > 1e-9 * squares[-1]
-    return Q[:, kept][:, ::-1], np.sqrt(squares[kept][::-1])
+    s, vectors = np.sqrt(squares[kept][::-1]), vectors[:, kept][:, ::-1]
+    return (weighted @ vectors / s if tall else vectors), s
 
 
 def draw(

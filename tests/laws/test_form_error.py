@@ -36,6 +36,17 @@ def test_features_are_the_process(points):
     np.testing.assert_allclose(phi @ phi.T, kernel, atol=0.02)
 
 
+@pytest.mark.parametrize("count", [40, 900])  # fewer points than features, and more
+def test_rotation_gives_back_the_covariance(count):
+    rng = np.random.default_rng(3)
+    many = {"n": rng.uniform(-2, 2, count), "d": rng.uniform(-3, 3, count)}
+    phi = discrepancy.features(discrepancy.domain(many), many)
+    root = np.sqrt(rng.uniform(0.2, 1.5, count))
+    Q, s = discrepancy.rotate(phi, root**2)
+    np.testing.assert_allclose(Q.T @ Q, np.eye(len(s)), atol=1e-6)
+    np.testing.assert_allclose(Q * s**2 @ Q.T, root[:, None] * (phi @ phi.T) * root, atol=1e-6)
+
+
 def test_deviation_grows_with_the_distance_from_the_data(points):
     away = {"n": points["n"].max() + np.array([0.0, 1.0, 3.0, 6.0]), "d": np.zeros(4)}
     phi = discrepancy.features(discrepancy.domain(points), away)
@@ -51,7 +62,7 @@ def test_likelihood_is_the_exact_one(points):
     precision = rng.uniform(0.2, 1.5, 30)
     data = points | {"log_loss": rng.normal(1, 0.02, 30)}
     gram = phi @ phi.T
-    observed = surface.observed(data, discrepancy.rotate(gram, precision), precision)
+    observed = surface.observed(data, discrepancy.rotate(phi, precision), precision)
     assert len(observed["n"]) == 32
 
     def log_likelihood(noise, form_error):
@@ -79,7 +90,7 @@ def test_draws_are_the_exact_conditional(points):
     residual = form_error * phi @ rng.standard_normal(phi.shape[1]) + noise * rng.standard_normal(30)
     root, many = np.sqrt(precision), 20000
     weights = discrepancy.draw(
-        discrepancy.rotate(phi @ phi.T, precision),
+        discrepancy.rotate(phi, precision),
         root[:, None] * phi,
         np.tile(root * residual, (many, 1)),
         np.full(many, noise),
