@@ -3,8 +3,8 @@
     python -m benchmarks.recovery [--repetitions 100] [--nuts 5] [--laws farseer,nested,chinchilla]
 
 Each table has 91 cells in the shape of Farseer's (sizes 2e8 to 6.4e9, tokens 1.2e9 to 3.1e11, the large sizes with
-fewer tokens), losses by a law with coefficients from the paper's runs, and noise: log-normal, 0.15%, four times that in one
-run out of twenty. The same law is fitted, with the form taken for true and with form error modelled, by normal
+fewer tokens), losses by a law with coefficients from the paper's runs, and noise: log-normal, 0.15%, four times that in
+one run out of twenty. The same law is fitted, with the form taken for true and with form error modelled, by normal
 approximations; counted is how often the true loss lies inside the bands of `mean_loss`, over fixed points in the middle
 of the data, at half a decade beyond it and at a decade (in params, in tokens, in both). Then the same where the form is
 wrong, which is what form error is there for: Farseer's tables fitted by the other laws. For the first few tables the
