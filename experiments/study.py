@@ -12,7 +12,7 @@ import pandas as pd
 
 import laws
 
-LAWS = ("steplaw", "chinchilla", "farseer")
+LAWS = ("steplaw", "stack", "chinchilla", "farseer")
 Stage = Callable[[str], AbstractContextManager[Any]]
 
 

@@ -29,7 +29,7 @@ BAD_K = 0.7  # Pareto k from which importance sampling is not to be trusted
 PATTERN = 0.01  # posterior predictive p below which a pattern in the residuals is reported
 NEIGHBOUR = "the next budget's residual"
 BEYOND = 10.0  # the answer watched: this many times the largest size and budget
-MAX_RHAT, MIN_ESS = 1.01, 400.0
+MAX_RHAT, MIN_ESS, MAX_DIVERGENCES = 1.01, 400.0, 10
 NAMED = 3  # cells in a sentence
 FEW = 0.05  # of the cells: up to so many may be outliers, or hold the fit, without worry
 
@@ -215,7 +215,7 @@ def _diagnostics(posterior: Posterior) -> Said:
     d = posterior.meta["diagnostics"]
     if "max_rhat" not in d:
         return False, "The posterior is a normal approximation at its mode, which no chains vouch for; NUTS has chains."
-    fine = d["max_rhat"] <= MAX_RHAT and d["min_ess"] >= MIN_ESS and d["divergences"] == 0
+    fine = d["max_rhat"] <= MAX_RHAT and d["min_ess"] >= MIN_ESS and d["divergences"] <= MAX_DIVERGENCES
     text = f"R-hat {d['max_rhat']:.3f}, {d['min_ess']:,.0f} effective draws, {d['divergences']:.0f} divergences"
     return fine, f"The chains {'agree' if fine else 'do not vouch for this fit'} ({text})."
 

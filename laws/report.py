@@ -22,6 +22,7 @@ from laws.schema import COLUMNS
 LEVEL = 0.9
 REACH = 10  # the extrapolation shown: this many times the largest size and budget
 FORMULAS = {
+    "stack": "draws of several laws, each in proportion to how well it extrapolates on these runs",
     "steplaw": "lr* = e^lr_const · N^lr_N · D^lr_D,   B* = e^batch_const · N^batch_N · D^batch_D   (B in tokens)",
     "chinchilla": "L = E + A / N^alpha + B / D^beta",
     "nested": "L = E + (A / N^alpha + B / D^beta)^k",
@@ -35,7 +36,10 @@ FORMULAS = {
 UNIT = "{unit of the loss}"
 # site -> (what it is, its unit, as it is shown)
 Sites = dict[str, tuple[str, str, Any]]
-_NOISE: Sites = {"noise": ("noise of a run's loss", "%", lambda x: 100 * x)}
+_NOISE: Sites = {
+    "noise": ("noise of a run's loss", "%", lambda x: 100 * x),
+    "form_error": ("error of the law's form, among the data", "%", lambda x: 100 * x),
+}
 _TERMS: Sites = {
     "E": ("irreducible loss, E", UNIT, None),
     "A": ("size term, A", f"{UNIT} at N = 1", None),
@@ -87,8 +91,9 @@ SITES: dict[str, Sites] = {
         "gap_slope": ("its slope, d ln / d ln N", "", None),
         "decay": ("exponent of D, at the centre", "", np.exp),
         "decay_slope": ("its slope, d ln / d ln N", "", None),
-        "noise": ("noise of a run's loss", "%", lambda x: 100 * x),
-    },
+    }
+    | _NOISE,
+    "stack": _NOISE,
 }
 
 
@@ -252,7 +257,11 @@ def _fits(posteriors: Mapping[str, Posterior], target: str) -> str:
     parts = []
     for law, posterior in posteriors.items():
         rows = []
+        for member, weight in posterior.meta.get("weights", {}).items():
+            rows.append([f"weight of {_law(member)}", f"{weight:.2f}", "", "", ""])
         for site, (name, unit, show) in SITES.get(law, {}).items():
+            if site not in posterior.draws:  # Step Law has no form error; nor has a form taken for true
+                continue
             draws = posterior.draws[site] if show is None else show(posterior.draws[site])
             low, mid, high = np.quantile(draws, [(1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2])
             unit = unit.replace(UNIT, COLUMNS[target][0]) if target in COLUMNS else unit

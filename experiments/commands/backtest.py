@@ -19,9 +19,13 @@ def parser() -> Parser:
     made = Parser(
         "backtest",
         "Hold out the largest runs, fit the law to the others, and compare its prediction with what was measured.",
-        examples="  stepseer backtest chinchilla results\n  stepseer backtest steplaw steplaw-dense --heldout compute",
+        examples="  stepseer backtest stack results\n  stepseer backtest steplaw steplaw-dense --heldout compute",
     )
-    made.add_argument("law", metavar="LAW", help="steplaw, chinchilla or farseer")
+    made.add_argument(
+        "law",
+        metavar="LAW",
+        help="of the loss: stack (the default answer), nested, farseer, chinchilla, ...; or steplaw",
+    )
     add_runs(made)
     made.add_argument(
         "--heldout", metavar="BY", default="params", help="hold out the largest params (default) or the most compute"

@@ -21,12 +21,13 @@ def parser() -> Parser:
         "fit",
         "Fit a law to runs by NUTS and save the posterior. A bad fit is refused, with the reason.",
         examples="  stepseer fit steplaw steplaw-dense --out steplaw.nc\n"
-        "  stepseer fit chinchilla results --target eval_loss --out chinchilla.nc",
+        "  stepseer fit stack results --target eval_loss --out mine.nc",
     )
     made.add_argument(
         "law",
         metavar="LAW",
-        help="steplaw (best lr and batch); of the loss: chinchilla, farseer, nested, kaplan; with more columns: "
+        help="steplaw (best lr and batch); of the loss: stack (several, the default answer), nested, farseer, "
+        "chinchilla, kaplan; with more columns: "
         "data_constrained (unique_tokens), moe (params_active), routed (params_active, n_experts)",
     )
     add_runs(made)
@@ -55,14 +56,16 @@ def run(args: argparse.Namespace) -> int:
     with bar(f"fitting {args.law}", quiet=args.json) as moved:
         posterior = laws.fit(args.law, args.runs, target=args.target, progress=moved or False)
     posterior.save(out)
-    parameters = {name: _summary(draws) for name, draws in posterior.draws.items() if draws.ndim == 1}
+    parameters = _parameters(posterior)
     meta = posterior.meta
     if args.json:
-        kept = ("target", "source", "rows", "excluded", "ranges", "diagnostics", "warnings")
-        about = {name: meta[name] for name in kept}
+        kept = ("target", "source", "rows", "excluded", "ranges", "diagnostics", "warnings", "weights")
+        about = {name: meta[name] for name in kept if name in meta}
         print(show.as_json({"law": args.law, "out": str(out), "parameters": parameters, **about}))
         return 0
     rows = [[name, *(f"{s[key]:.4g}" for key in ("median", "low", "high"))] for name, s in parameters.items()]
+    for member, weight in meta.get("weights", {}).items():
+        rows.insert(0, [f"weight of {member}", f"{weight:.2f}", "", ""])
     title = f"{args.law}, fitted to {show.plural(meta['rows'] - meta['excluded'], 'run')} of {meta['source']}"
     show.console().print(show.table(title, ["", "median", f"{LEVEL:.0%} low", "high"], rows))
     print("diagnostics: " + ", ".join(f"{name} {value:.4g}" for name, value in meta["diagnostics"].items()))
@@ -82,6 +85,12 @@ def refuse_unwritable(path: Path, option: str) -> None:
             pass
     except OSError as error:
         raise InputError(f"cannot write {option} {path} ({error.strerror}); name a file in a writable folder") from None
+
+
+def _parameters(posterior: laws.Posterior) -> dict[str, dict[str, float]]:
+    """Summaries of the law's numbers; of a stack those that all its laws have."""
+    shared = {name: draws for name, draws in posterior.draws.items() if draws.ndim == 1 and "." not in name}
+    return {name: _summary(draws) for name, draws in shared.items() if name != "member"}
 
 
 def _summary(draws: np.ndarray) -> dict[str, float]:

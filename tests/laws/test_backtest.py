@@ -1,5 +1,7 @@
 """Hold-outs: what is held out, what is fitted to, and how the answer is scored."""
 
+from typing import ClassVar
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -106,7 +108,7 @@ class FixedOptimum:
     """A posterior whose Step Law answer is known: lr 2e-3 within 5%, batch 2**17 within 5%, everywhere."""
 
     law = "steplaw"
-    meta: dict = {}
+    meta: ClassVar[dict] = {}
 
     def predict(self, *, params, tokens):
         spread = np.exp(np.linspace(-0.05, 0.05, 101))[:, None] * np.ones(len(params))
