@@ -32,6 +32,7 @@ from laws.errors import FitError
 
 CHUNK = 50  # iterations a compiled call: between calls progress is reported
 EXTENSIONS = 4  # times that sampling goes on if chains have not mixed
+HOPELESS = 0.5  # share of the wanted effective draws that going on must promise
 SMALL_DATA = 2000  # numbers: below it compiling takes longer than sampling, and XLA had better not optimise
 MAX_RHAT = 1.01
 MIN_ESS = 400.0
@@ -81,7 +82,8 @@ def sample(
             run = run.rewhitened(accept, seed + 1, half)
             run.extend(num_samples)
             for _ in range(EXTENSIONS):
-                if run.rhat <= MAX_RHAT and run.ess >= MIN_ESS:
+                settled = run.rhat <= MAX_RHAT and run.ess >= MIN_ESS
+                if settled or run.ess * (EXTENSIONS + 1) * num_samples < HOPELESS * MIN_ESS * run.draws:
                     break
                 run.extend(num_samples)
             if run.divergences == 0:

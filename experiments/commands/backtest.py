@@ -24,7 +24,7 @@ def parser() -> Parser:
     made.add_argument(
         "law",
         metavar="LAW",
-        help="of the loss: stack (the default answer), nested, farseer, chinchilla, ...; or steplaw",
+        help="of the loss: stack (the default answer), nested, farseer, chinchilla ...; steplaw",
     )
     add_runs(made)
     made.add_argument(
