@@ -24,17 +24,18 @@ def test_there_are_commands():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """What the README assumes: my_grid.py as printed there, and a table of runs."""
+    """What the README assumes: my_grid.py as printed there, and the runs of two recipes."""
     folder = tmp_path_factory.mktemp("readme")
     (grid,) = [text for kind, text in BLOCKS if kind == "python" and "# my_grid.py" in text]
     (folder / "my_grid.py").write_text(grid)
     rng = np.random.default_rng(0)
-    rows = ["params,tokens,loss"]
-    for n in np.geomspace(1e7, 1e9, 6):
-        for d in np.geomspace(1e9, 1e11, 5):
-            loss = (1.7 + 400 / n**0.34 + 1200 / d**0.33) * np.exp(rng.normal(0, 0.002))
-            rows.append(f"{n:.0f},{d:.0f},{loss:.5f}")
-    (folder / "my_runs.csv").write_text("\n".join(rows) + "\n")
+    for name, floor in (("my_runs.csv", 1.7), ("other_runs.csv", 1.65)):
+        rows = ["params,tokens,loss"]
+        for n in np.geomspace(1e7, 1e9, 6):
+            for d in np.geomspace(1e9, 1e11, 5):
+                loss = (floor + 400 / n**0.34 + 1200 / d**0.33) * np.exp(rng.normal(0, 0.002))
+                rows.append(f"{n:.0f},{d:.0f},{loss:.5f}")
+        (folder / name).write_text("\n".join(rows) + "\n")
     return folder
 
 
