@@ -27,15 +27,17 @@ class Findings:
     report: Path | None = None
 
 
-def study(source: Any, report_path: Path, *, target: str, title: str, stage: Stage) -> Findings:
+def study(
+    source: Any, report_path: Path, *, target: str, title: str, stage: Stage, recipe: str | None = None
+) -> Findings:
     """Fits every law that the runs allow, holds out the largest models, and writes the report.
 
-    source: anything `laws.load_runs` takes. target: the loss column. stage: a context manager for each piece of work,
-    given its description; yields what `laws.fit` takes as progress.
+    source: anything `laws.load_runs` takes. target: the loss column. recipe: only its runs. stage: a context manager
+    for each piece of work, given its description; yields what `laws.fit` takes as progress.
     """
     from laws import report
 
-    found = Findings(laws.load_runs(source))
+    found = Findings(laws.load_runs(source, recipe=recipe))
     for law in LAWS:
         try:
             with stage(f"fitting {law}") as progress:

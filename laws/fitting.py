@@ -14,6 +14,7 @@ from laws import forms
 from laws.errors import FitError, InputError
 from laws.posterior import Posterior
 from laws.runs import finished, load_runs, require
+from laws.schema import listed
 
 DRAWS = 1000  # kept for prediction, evenly thinned; diagnostics are of all draws
 Progress = Callable[[int, int], None]
@@ -81,13 +82,20 @@ def fit(
     kept = (*form.SITES, "discrepancy")
     samples = {site: np.asarray(result.draws[site][:, keep]) for site in kept if site in result.draws}
     warnings = list(facts.pop("notes"))
+    recipes = sorted(set(used["recipe"]))
+    if len(recipes) > 1 and "loss" in form.QUANTITIES and not form.COVARIATES:
+        warnings.append(
+            f"{len(recipes)} recipes ({listed(recipes, 4)}) in one law: where their losses differ, fit them one by one "
+            "(recipe=, --recipe)"
+        )
     if result.diagnostics["divergences"]:
         warnings.append(
             f"{result.diagnostics['divergences']:.0f} of {result.diagnostics['draws']:.0f} draws diverged: "
             "the intervals may be a little narrow"
         )
     excluded = len(table) - len(used)
-    target_option = "" if target == "loss" else f" --target {target}"
+    given = {"target": "" if target == "loss" else target, "recipe": recipe}
+    options_given = "".join(f" --{option} {value}" for option, value in given.items() if value)
     meta = (
         facts
         | result.facts
@@ -95,7 +103,7 @@ def fit(
             "law": law,
             "citation": form.CITATION,
             "source": source,
-            "command": f"stepseer fit {law} {source}{target_option} --out {law}.nc",
+            "command": f"stepseer fit {law} {source}{options_given} --out {law}.nc",
             "target": target,
             "rows": len(table),
             "excluded": excluded,

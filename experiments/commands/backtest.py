@@ -39,7 +39,8 @@ def run(args: argparse.Namespace) -> int:
     compile_cache.use()
     heldout = one_of(args.heldout, tuple(HELDOUT), "--heldout")
     with bar(f"fitting {args.law} without {HELDOUT[heldout]}", quiet=args.json) as moved:
-        result = laws.backtest(args.law, args.runs, heldout=heldout, target=args.target, progress=moved or False)
+        chosen = {"heldout": heldout, "target": args.target, "recipe": args.recipe}
+        result = laws.backtest(args.law, args.runs, progress=moved or False, **chosen)
     if args.json:
         print(show.as_json(result.summary()))
         return 0

@@ -45,6 +45,7 @@ def add_runs(made: Parser) -> None:
     made.add_argument(
         "--target", metavar="COLUMN", default="loss", help="loss (default), eval_loss, or bpc (bits per character)"
     )
+    made.add_argument("--recipe", metavar="NAME", help="only the runs of this recipe, where the table holds several")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out).expanduser()
     refuse_unwritable(out, "--out")
     with bar(f"fitting {args.law}", quiet=args.json) as moved:
-        posterior = laws.fit(args.law, args.runs, target=args.target, progress=moved or False)
+        posterior = laws.fit(args.law, args.runs, target=args.target, recipe=args.recipe, progress=moved or False)
     posterior.save(out)
     parameters = _parameters(posterior)
     meta = posterior.meta

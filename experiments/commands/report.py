@@ -27,8 +27,8 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out).expanduser()
     refuse_unwritable(out, "--out")
     compile_cache.use()
-    title = f"Scaling laws of {args.runs}"
-    found = study(args.runs, out, target=args.target, title=title, stage=stages(quiet=args.json))
+    title = f"Scaling laws of {args.recipe or args.runs}"
+    found = study(args.runs, out, target=args.target, recipe=args.recipe, title=title, stage=stages(quiet=args.json))
     if args.json:
         heldout = {law: test.summary() for law, test in found.backtests.items()}
         fitted = {law: post.meta["diagnostics"] for law, post in found.posteriors.items()}
