@@ -12,6 +12,8 @@ from scipy.stats import norm, t
 from laws.errors import FitError
 from laws.forms.discrepancy import features
 
+MAX_CELLS = 20_000  # which take minutes
+
 
 def best_per_cell(runs: pd.DataFrame, target: str, covariates: Sequence[str] = ()) -> pd.DataFrame:
     """One row a (params, tokens) cell: its lowest `target`, the loss of the best learning rate and batch size tried.
@@ -34,8 +36,8 @@ def prepare(
     covariates: Sequence[str] = (),
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(arrays for the model, facts for meta). Raises FitError if there are fewer cells than `parameters` + 2, fewer
-    than `sizes` distinct params or `budgets` distinct tokens (a size counts as often as it is trained), or if the
-    loss does not vary.
+    than `sizes` distinct params or `budgets` distinct tokens (a size counts as often as it is trained), more than
+    MAX_CELLS, or if the loss does not vary.
 
     The arrays are those of `coordinates`, `log_loss` and `ln_L`, its mean."""
     best = best_per_cell(runs, target, covariates)
@@ -46,6 +48,11 @@ def prepare(
             f"token budgets; these runs have {len(best)} cells, {n_sizes} sizes and {n_budgets} budgets: train more of "
             "what is short"
         )
+    if len(best) > MAX_CELLS:
+        raise FitError(
+            f"{law}: {len(best)} (params, tokens) cells, and at most {MAX_CELLS} are fitted in reasonable time: keep "
+            "the last loss of each run, not every checkpoint, or a sample of them"
+        )
     loss = best[target].to_numpy(float)
     if np.ptp(loss) < 1e-9 * loss.max():
         raise FitError(
@@ -54,7 +61,21 @@ def prepare(
     columns = {c: best[c].to_numpy(float) for c in ("params", "tokens", *covariates)}
     center = {_center(c): float(np.log(x).mean()) for c, x in columns.items()}
     data = coordinates(columns, center) | {"log_loss": np.log(loss), "ln_L": np.log(loss).mean()}
-    return data, {"center": center, "cells": len(best), "rows_used": len(best), "notes": []}
+    return data, {"center": center, "cells": len(best), "rows_used": len(best), "notes": _rising(data)}
+
+
+def _rising(data: dict[str, Any]) -> list[str]:
+    """A sentence for each of params and tokens with which the loss rises: by least squares, 3 standard errors."""
+    X = np.stack([np.ones_like(data["n"]), data["n"], data["d"]], axis=1)
+    inverse = np.linalg.pinv(X.T @ X)
+    slopes = inverse @ X.T @ data["log_loss"]
+    variance = np.mean((data["log_loss"] - X @ slopes) ** 2) * np.diag(inverse)
+    return [
+        f"the loss rises with {column}, which no law does: are columns mixed up, or larger runs badly tuned? "
+        "Predictions beyond these runs are not to be trusted"
+        for column, k in (("params", 1), ("tokens", 2))
+        if slopes[k] > 3 * np.sqrt(variance[k])
+    ]
 
 
 def coordinates(columns: dict[str, np.ndarray], center: dict[str, float]) -> dict[str, Any]:

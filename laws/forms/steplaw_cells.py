@@ -15,6 +15,7 @@ from laws.errors import FitError
 WINDOW, KEEP_AT_LEAST = 0.02, 12
 MAX_EXCESS = 0.1  # of log loss: beyond this a run has not trained
 MIN_CELLS, MIN_LRS = 3, 4
+MOST = 400  # runs modelled a cell; of more, evenly many over the ranks of their losses
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Cell:
         """Which runs are near enough to the optimum: bool [run]."""
         excess, rank = self.log_loss - self.log_loss[0], np.arange(len(self.log_loss))
         near = (excess < WINDOW) | (rank < KEEP_AT_LEAST)
-        return near & ((excess < MAX_EXCESS) | (rank < MIN_LRS))
+        near &= (excess < MAX_EXCESS) | (rank < MIN_LRS)
+        return near & (rank % -(-near.sum() // MOST) == 0)
 
     @property
     def settings(self) -> dict[str, int]:
@@ -64,6 +66,11 @@ def prepare(runs: pd.DataFrame, target: str) -> tuple[dict[str, Any], dict[str, 
             f"steplaw needs at least {MIN_CELLS} (params, tokens) cells with {MIN_LRS} or more learning rates each; "
             f"these runs have {len(cells)} (and {len(everything) - len(cells)} with fewer rates): sweep the learning "
             "rate at more sizes or budgets"
+        )
+    if all(np.ptp(cell.log_loss) < 1e-9 for cell in cells):
+        raise FitError(
+            f"steplaw: {target} is the same whatever the learning rate, in every cell: there is no optimum to learn; "
+            "check the column"
         )
     ln_N, ln_D = np.log([c.params for c in cells]), np.log([c.tokens for c in cells])
     used = [cell.modelled for cell in cells]
