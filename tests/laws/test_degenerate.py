@@ -169,4 +169,4 @@ def test_every_law_of_the_loss_refuses_three_rows():
     runs = GRID.head(3).assign(unique_tokens=GRID["tokens"], params_active=GRID["params"], n_experts=1.0)
     for law in forms.NAMES:
         if law != "steplaw":
-            assert "3 cells" in refusal(law, runs), law
+            assert refusal(law, runs).startswith((f"{law} needs at least", f"{law}: no law can be fitted"))
