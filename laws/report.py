@@ -211,8 +211,8 @@ def _optimum(runs: pd.DataFrame, posterior: Posterior | None, target: str) -> st
 def _losses(runs: pd.DataFrame, posteriors: Mapping[str, Posterior], target: str) -> str:
     text = (
         "Points are the best run of each cell. Lines are each law's median, bands its 50% and 90% intervals for a new "
-        "run. They hold the noise, what the data leave open about the law, and the error of its form, which grows with the "
-        "distance from the data."
+        "run. They hold the noise, what the data leave open about the law, and the error of its form, which grows "
+        "with the distance from the data."
     )
     picture = page.picture(
         plots.loss_curves(runs, posteriors, target=target), "loss against tokens and against parameters"
