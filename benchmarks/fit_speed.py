@@ -1,6 +1,6 @@
 """How long fits, predictions and the import take, beside PyMC with nutpie and the `chinchilla` package.
 
-    python -m benchmarks.fit_speed
+    python -m benchmarks.fit_speed [fits nutpie coefficients predict import]
 
 PyMC and nutpie (`pip install pymc nutpie`) sample the same density: Chinchilla's priors and the marginal likelihood
 with form error, over the arrays that `laws.fit` hands its own sampler. The `chinchilla` package (`pip install
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -260,10 +261,13 @@ def _seconds(command: list[str]) -> float:
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
-def show(title: str, head: str, rows: list[list[str]]) -> None:
+def show(title: str, head: str, rows: Iterable[list[str]]) -> None:
+    """A table, each row as soon as it is measured."""
     columns = head.split(",")
-    print(f"\n## {title}\n\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
-    print(*(f"| {' | '.join(row)} |" for row in rows), sep="\n", flush=True)
+    print(f"\n## {title}\n\nLoad average {os.getloadavg()[0]:.1f} at the start of this part.\n")
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
+    for row in rows:
+        print(f"| {' | '.join(row)} |", flush=True)
 
 
 def cpu() -> str:
@@ -272,29 +276,50 @@ def cpu() -> str:
     return f"{models[0] if models else platform.processor()}, {os.cpu_count()} cores"
 
 
-def main() -> None:
-    if sys.argv[1:2] == ["--cold"]:
-        print("\t".join(fit_rows(*sys.argv[2:4])))
-        return
-    print("# Speed of fitting and predicting\n\n    python -m benchmarks.fit_speed\n")
-    print(f"{cpu()}; load average {os.getloadavg()[0]:.1f} at the start.")
-    rows = []
+def fits() -> Iterator[list[str]]:
     for name in TABLES:
         for law in LAWS:
-            command = [sys.executable, "-m", "benchmarks.fit_speed", "--cold", law, name]
+            command = [sys.executable, "-m", "benchmarks.fit_speed", "--one", law, name]
             out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-            rows.append(out.strip().split("\t"))
-    show("laws.fit", "law,table,cold s,warm s,R-hat,least ESS,ESS / s", rows)
+            yield out.strip().split("\t")
+
+
+def beside_nutpie() -> Iterator[list[str]]:
     missing = [p for p in ("pymc", "nutpie") if importlib.util.find_spec(p) is None]
-    rows = [row for name in ("epoch-chinchilla", "synthetic") if not missing for row in nutpie_rows(name)]
-    absent = [[f"{' and '.join(missing)} not installed", *[""] * 7]]
-    head = "sampler,table,s,R-hat,least ESS,divergences,form error,ESS / s"
-    show("The same density in PyMC with nutpie", head, rows or absent)
-    show("Coefficients", "estimator,s,E,A,B,alpha,beta", coefficients())
-    show(f"predict of {POINTS} points", "law,least ms,median ms", predict_rows())
-    bare, all_names = import_seconds()
-    print(f"\n`import laws`: {bare:.2f} s; with what reads tables and fits, short of jax: {all_names:.2f} s.")
-    print(f"\nLoad average {os.getloadavg()[0]:.1f} at the end.")
+    if missing:
+        yield [f"{' and '.join(missing)} not installed", *[""] * 7]
+        return
+    for name in ("epoch-chinchilla", "synthetic"):
+        yield from nutpie_rows(name)
+
+
+def imports() -> Iterator[list[str]]:
+    yield from zip(
+        ("`import laws`", "with its functions for reading and fitting"), map("{:.2f}".format, import_seconds())
+    )
+
+
+PARTS: dict[str, tuple[str, str, Callable[[], Iterable[Any]]]] = {
+    "fits": ("laws.fit", "law,table,cold s,warm s,R-hat,least ESS,ESS / s", fits),
+    "nutpie": (
+        "The same density in PyMC with nutpie",
+        "sampler,table,s,R-hat,least ESS,divergences,form error,ESS / s",
+        beside_nutpie,
+    ),
+    "coefficients": ("Coefficients", "estimator,s,E,A,B,alpha,beta", coefficients),
+    "predict": (f"predict of {POINTS} points", "law,least ms,median ms", predict_rows),
+    "import": ("import", "what,s", imports),
+}
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--one"]:
+        print("\t".join(fit_rows(*sys.argv[2:4])))
+        return
+    print(f"# Speed of fitting and predicting\n\n    python -m benchmarks.fit_speed\n\n{cpu()}.")
+    for part in sys.argv[1:] or PARTS:
+        title, head, rows = PARTS[part]
+        show(title, head, rows())
 
 
 if __name__ == "__main__":
