@@ -111,7 +111,7 @@ def check(posterior: Posterior, runs: Any, *, recipe: str | None = None, prior: 
 
 def fitted_cells(posterior: Posterior, runs: Any, recipe: str | None = None) -> tuple[pd.DataFrame, pd.DataFrame, bool]:
     """(the finished runs, their best loss in each cell, whether they are what `posterior` was fitted to)."""
-    from laws.fitting import _digest
+    from laws.fitting import digest
 
     form, target = forms.get(posterior.law), posterior.meta["target"]
     if "loss" not in form.QUANTITIES:
@@ -122,7 +122,7 @@ def fitted_cells(posterior: Posterior, runs: Any, recipe: str | None = None) -> 
     used = used[np.isfinite(used[target].to_numpy(float))].reset_index(drop=True)
     if used.empty:
         raise InputError(f"none of the {len(table)} runs has status ok and a finite {target}; give runs that finished")
-    own = _digest(used, ["params", "tokens", target, *form.COLUMNS]) == posterior.meta.get("data_digest")
+    own = digest(used, target, form) == posterior.meta.get("data_digest")
     cells = grid.best_per_cell(used, target, form.COVARIATES)
     if own and hasattr(form, "prepare"):  # a law may leave cells out
         kept = np.round(form.prepare(used, target)[0]["log_loss"], 12)
@@ -155,7 +155,7 @@ def mean_loss(posterior: Posterior, where: dict[str, Any]) -> np.ndarray:
 
 def query(posterior: Posterior, cells: pd.DataFrame) -> dict[str, np.ndarray]:
     """What `posterior` predicts from at `cells`: column -> [cell]."""
-    return {c: cells[c].to_numpy(float) for c in ("params", "tokens", *forms.get(posterior.law).COVARIATES)}
+    return {c: cells[c].to_numpy() for c in ("params", "tokens", *forms.get(posterior.law).COVARIATES)}
 
 
 def beyond(largest: dict[str, float], times: float) -> dict[str, float]:

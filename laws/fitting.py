@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -85,8 +86,8 @@ def fit(
     recipes = sorted(set(used["recipe"]))
     if len(recipes) > 1 and "loss" in form.QUANTITIES and not form.COVARIATES:
         warnings.append(
-            f"{len(recipes)} recipes ({listed(recipes, 4)}) in one law: where their losses differ, fit them one by one "
-            "(recipe=, --recipe)"
+            f"{len(recipes)} recipes ({listed(recipes, 4)}) in one law: where their losses differ, fit law pooled, "
+            "which tells them apart, or one by one (recipe=, --recipe)"
         )
     if result.diagnostics["divergences"]:
         warnings.append(
@@ -94,6 +95,7 @@ def fit(
             "the intervals may be a little narrow"
         )
     excluded = len(table) - len(used)
+    numbers = [c for c in ("params", "tokens", *form.COVARIATES) if c != "recipe"]
     given = {"target": "" if target == "loss" else target, "recipe": recipe}
     options_given = "".join(f" --{option} {value}" for option, value in given.items() if value)
     meta = (
@@ -107,8 +109,8 @@ def fit(
             "target": target,
             "rows": len(table),
             "excluded": excluded,
-            "ranges": {c: [float(used[c].min()), float(used[c].max())] for c in ("params", "tokens", *form.COVARIATES)},
-            "data_digest": _digest(used, ["params", "tokens", target, *form.COLUMNS]),
+            "ranges": {c: [float(used[c].min()), float(used[c].max())] for c in numbers},
+            "data_digest": digest(used, target, form),
             "seed": seed,
             "settings": options | {"form_error": form_error, "laplace": laplace},
             "diagnostics": result.diagnostics,
@@ -119,10 +121,11 @@ def fit(
     return Posterior(law, samples, meta)
 
 
-def _digest(runs: pd.DataFrame, columns: list[str]) -> str:
-    """SHA-256 of the numbers a fit reads, whatever file they came from."""
-    values = np.ascontiguousarray(runs[columns].to_numpy(float))
-    return hashlib.sha256(values.tobytes()).hexdigest()
+def digest(runs: pd.DataFrame, target: str, form: ModuleType) -> str:
+    """SHA-256 of the numbers a fit reads, whatever file they came from; of recipes' names, which rows share one."""
+    columns = ["params", "tokens", target, *form.COLUMNS, *(c for c in getattr(form, "OPTIONAL", ()) if c in runs)]
+    values = [pd.factorize(runs[c])[0] if c == "recipe" else runs[c] for c in columns]
+    return hashlib.sha256(np.column_stack(values).astype(float).tobytes()).hexdigest()
 
 
 class _bar:

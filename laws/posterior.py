@@ -100,7 +100,8 @@ class Posterior:
         steplaw: `lr` and `batch_tokens` at the optimum of a new (N, D) cell. Its median is the law's; its interval
         includes the scatter of cells about the law. Loss laws: `mean_loss` and `loss`. Intervals are for each query by
         itself: one draw's scatter or noise is shared by all queries.
-        covariates: what the law needs besides (`forms.get(law).COVARIATES`), such as unique_tokens, or may have
+        covariates: what the law needs besides (`forms.get(law).COVARIATES`), such as unique_tokens or, by name, recipe
+        (pooled; "new" is one of which there are no runs), or may have
         (`meta["optional"]`): params_active of a steplaw fitted to sparse models too; without it the model is dense.
         n_draws: how many draws to use; by default all, fewer (100 at least) for more than a thousand queries.
         Raises InputError for params or tokens that are not positive, finite and plausible as counts.
@@ -108,8 +109,32 @@ class Posterior:
         query, shape, draws, noise = self._ask({"params": params, "tokens": tokens} | covariates, n_draws)
         out = forms.get(self.law).predict(draws, self.meta, query, noise)
         quantities = {k: Quantity(v.reshape(len(v), *shape)) for k, v in out.items()}
-        outside = [note for name, values in query.items() for note in self._outside(name, values)]
-        return Prediction(self.law, quantities, outside)
+        return Prediction(self.law, quantities, self._notes(query))
+
+    def of(self, recipe: str) -> Posterior:
+        """pooled: the posterior of one recipe's law, a nested law, to predict from, allocate by or compare; "new": of a
+        recipe of which there are no runs. Its warnings are about that recipe's own range.
+
+        Raises InputError for a recipe that the fit did not have, and for other laws."""
+        if self.law != "pooled":
+            raise InputError(f"{self.law} is one law for all its runs; fit pooled to tell recipes apart")
+        from laws.forms import pooled
+
+        k = int(self._recipes(str(recipe)))
+        samples = pooled.one(self.samples, k)
+        ranges = self.meta["recipe_ranges"].get(recipe, self.meta["ranges"])
+        return Posterior("nested", samples, self.meta | {"law": "nested", "recipe": recipe, "ranges": ranges})
+
+    def _recipes(self, given: Any) -> np.ndarray:
+        """The indices of recipes' names, as floats."""
+        from laws.schema import listed, nearest
+
+        known = self.meta["recipes"]
+        names = np.asarray(given, dtype=object)
+        for name in names.ravel():
+            if name not in known:
+                raise InputError(f"no recipe {name!r}{nearest(str(name), known)}; known: {listed(known)}")
+        return np.array([known.index(name) for name in names.ravel()], float).reshape(names.shape)
 
     def regret(
         self, *, params: Any, tokens: Any, lr: Any, batch_tokens: Any, n_draws: int | None = None, **covariates: Any
@@ -157,8 +182,9 @@ class Posterior:
         optional = self.meta.get("optional", {})
         if not set(named) <= given <= {*named, *optional}:
             maybe = f" (and {', '.join(optional)} if wanted)" if optional else ""
-            raise InputError(f"{self.law} predicts from {', '.join(named)}{maybe}; got {', '.join(asked)}")
-        values = {name: (_numbers if name in ("lr", "batch_tokens") else _counts)(name, x) for name, x in asked.items()}
+            known = f"; recipes: {', '.join(self.meta['recipes'])}" if "recipe" in set(named) - given else ""
+            raise InputError(f"{self.law} predicts from {', '.join(named)}{maybe}; got {', '.join(asked)}{known}")
+        values = {name: self._values(name, x) for name, x in asked.items()}
         try:
             whole = np.broadcast_arrays(*values.values())
         except ValueError:
@@ -173,6 +199,23 @@ class Posterior:
         draws = {k: v[chosen] for k, v in self.draws.items()}
         noise = {k: _scores(n_draws, stream) for stream, k in enumerate(STREAMS)}
         return {name: x.ravel() for name, x in zip(values, whole)}, whole[0].shape, draws, noise
+
+    def _values(self, name: str, given: Any) -> np.ndarray:
+        """What was asked, as numbers that are plausible; recipes as indices."""
+        if name == "recipe":
+            return self._recipes(given)
+        return (_numbers if name in ("lr", "batch_tokens") else _counts)(name, given)
+
+    def _notes(self, query: dict[str, np.ndarray]) -> list[str]:
+        """Sentences about queries outside the fitted range: a recipe's own, where it has one."""
+        if "recipe" not in query:
+            return [note for name, x in query.items() for note in self._outside(name, x)]
+        out = []
+        for k in np.unique(query["recipe"]).astype(int):
+            name, mine = self.meta["recipes"][k], query["recipe"] == k
+            asked = {c: query[c][mine] for c in ("params", "tokens")}
+            out += [f"{name}: {note}" for note in self.of(name)._notes(asked)]
+        return out
 
     def _outside(self, column: str, values: np.ndarray) -> list[str]:
         low, high = (self.meta["ranges"] | self.meta.get("optional", {}))[column]

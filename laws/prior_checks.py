@@ -35,7 +35,7 @@ def predictive(law: str, used: pd.DataFrame, target: str) -> dict[str, float]:
     data, _ = form.prepare(used, target)
     with jax.enable_x64(True):
         drawn = Predictive(form.priors, num_samples=DRAWS)(jax.random.key(0), data)
-    p = {site: np.asarray(x)[:, None] for site, x in drawn.items() if np.ndim(x) == 1}
+    p = {site: np.asarray(x)[:, None] if np.ndim(x) == 1 else np.asarray(x) for site, x in drawn.items()}
     y = np.asarray(data["log_loss"])
     here = np.asarray(form.log_curve(np, p, data))
     low, high = np.quantile(here, [0.05, 0.95], axis=0)
@@ -68,14 +68,18 @@ def sensitivity(law: str, used: pd.DataFrame, target: str) -> pd.DataFrame:
     data, facts = form.prepare(used, target)
     data = data | {"prior_power": np.array(1.0)}
     scaled = _scaled(form)
-    ranges = {c: [float(used[c].min()), float(used[c].max())] for c in ("params", "tokens", *form.COVARIATES)}
+    numbers = [c for c in ("params", "tokens", *form.COVARIATES) if c != "recipe"]
+    ranges = {c: [float(used[c].min()), float(used[c].max())] for c in numbers}
     answers = {}
     for power in (1.0, *POWERS):
         data["prior_power"] = np.array(power)
         result = surface.sample(scaled, data, name=law, seed=0, laplace=True)
         samples = {k: np.asarray(v) for k, v in result.draws.items()}
         meta = facts | result.facts | {"ranges": ranges, "target": target, "warnings": []}
-        answers[power] = _answers(Posterior(law, samples, meta), ranges)
+        posterior = Posterior(law, samples, meta)
+        if "recipe" in form.COVARIATES:  # asked of the recipe with most runs
+            posterior = posterior.of(used["recipe"].mode()[0])
+        answers[power] = _answers(posterior, ranges)
     rows = []
     for name, draws in answers[1.0].items():
         sd = float(draws.std())

@@ -134,11 +134,13 @@ def laplace(
 # --- the mode --------------------------------------------------------------------------------------------------------
 
 
-def mode(model: Model, data: dict[str, Any], start: dict[str, Any], *, name: str) -> dict[str, Any]:
-    """Constrained values of every site, deterministic ones too, at the posterior's mode."""
+def mode(
+    model: Model, data: dict[str, Any], start: dict[str, Any], *, name: str, hold: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Constrained values of every site, deterministic ones too, at the posterior's mode. hold: as `sample` has it."""
     with jax.enable_x64(True):
         data = {key: jnp.asarray(value) for key, value in data.items()}
-        at, scale = find_mode(model, data, start, (), name)
+        at, scale = find_mode(model, data, start, hold, name)
         out = _constrained(model, data, at, scale, jnp.zeros((1, 1, scale.shape[0])))
     return {k: np.asarray(v)[0, 0] for k, v in out.items()}
 

@@ -47,7 +47,7 @@ def sample(
     values = form.start(data)
     for _ in range(ROUNDS):
         turned = discrepancy.rotate(felt, precision)
-        values = sampler.mode(form.model, observed(data, turned, precision), values, name=name)
+        values = sampler.mode(form.model, observed(data, turned, precision), values, name=name, hold=form.HELD)
         residual = data["log_loss"] - form.log_curve(np, values, data)
         error, variance = discrepancy.conditional_noise(
             turned, residual, precision, values["noise"], values["form_error"]
@@ -60,7 +60,7 @@ def sample(
     # Known precisions would tell more of the law than Student-t noise does, by this factor (Fisher information).
     known = precision * (df + 1) / (df + 3)
     turned = discrepancy.rotate(felt, known)
-    draw = sampler.laplace if laplace else sampler.sample
+    draw, options = (sampler.laplace if laplace else sampler.sample), options | {"hold": form.HELD}
     ratio = (values["noise"] / values["form_error"]) ** 2
     result = draw(form.model, observed(data, turned, known, DROP * ratio), values, name=name, seed=seed, **options)
 
@@ -83,7 +83,7 @@ def _discrepancy(
     seed: int,
 ) -> np.ndarray:
     """A draw of the form error's weights for each draw of the law: [chain, draw, feature]."""
-    p = {site: x.reshape(-1, 1) for site, x in draws.items()}
+    p = {site: x.reshape(-1, *(x.shape[2:] or (1,))) for site, x in draws.items()}
     residual = data["log_loss"] - form.log_curve(np, p, data)
     whitened, rng = np.sqrt(precision) * residual, np.random.default_rng(seed)
     weights = discrepancy.draw(turned, phi, whitened, p["noise"][:, 0], p["form_error"][:, 0], rng)

@@ -40,30 +40,44 @@ def priors(data: dict[str, Any]) -> dict[str, Any]:
     import jax.numpy as jnp
     import numpyro
 
-    center, share, (alpha, beta) = at_center(data)
+    center, share, (alpha, beta) = at_center(sampled(data))
     e, a, b = center + share
     p = {"E": jnp.exp(e), "A": jnp.exp(a + alpha * data["ln_N"]), "B": jnp.exp(b + beta * data["ln_D"])}
     p |= {"alpha": alpha, "beta": beta}
     return {site: numpyro.deterministic(site, value) for site, value in p.items()}
 
 
-def at_center(data: dict[str, Any]) -> tuple[Any, Any, Any]:
-    """ln of the loss at the centre of the data, ln of the shares of the three terms in it [3], exponents [2].
-
-    Shares around a third each, anywhere from 3% to 90%; exponents 0.35 give or take a factor 2. Sampled as what data
-    determine best: the loss at the centre and its slopes in ln N and ln D there (share times exponent), then shares.
-    """
-    import jax
+def sampled(data: dict[str, Any]) -> dict[str, Any]:
+    """The sites that are sampled, as data determine them best: ln loss at the centre, its slopes in ln N and ln D there
+    (share times exponent), then shares: around a third each, anywhere from 3% to 90%; exponents 0.35 give or take a
+    factor 2."""
     import jax.numpy as jnp
     import numpyro
     import numpyro.distributions as dist
 
-    center = numpyro.sample("center", dist.Normal(data["ln_L"], 0.2))
-    share = jax.nn.log_softmax(jnp.stack([0.0, *(numpyro.sample(f"share_{k}", dist.Normal(0.0, 1.0)) for k in "ab")]))
-    slopes = [
-        numpyro.sample(f"log_slope_{k}", dist.Normal(jnp.log(0.35) + share[i], 0.6)) for i, k in ((1, "N"), (2, "D"))
-    ]
-    return center, share, jnp.exp(jnp.stack(slopes) - share[1:])
+    site = {"center": numpyro.sample("center", dist.Normal(data["ln_L"], 0.2))}
+    site |= {name: numpyro.sample(name, dist.Normal(0.0, 1.0)) for name in ("share_a", "share_b")}
+    share = _shares(site)
+    for i, name in ((1, "log_slope_N"), (2, "log_slope_D")):
+        site[name] = numpyro.sample(name, dist.Normal(jnp.log(0.35) + share[i], 0.6))
+    return site
+
+
+def at_center(site: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """ln of the loss at the centre of the data, ln of the shares of the three terms in it [3, ...], exponents [2, ...];
+    site: as `sampled` gives it, each a number or [...]."""
+    import jax.numpy as jnp
+
+    share = _shares(site)
+    return site["center"], share, jnp.exp(jnp.stack([site["log_slope_N"], site["log_slope_D"]]) - share[1:])
+
+
+def _shares(site: dict[str, Any]) -> Any:
+    import jax
+    import jax.numpy as jnp
+
+    a, b = site["share_a"], site["share_b"]
+    return jax.nn.log_softmax(jnp.stack([jnp.zeros_like(a), a, b]), axis=0)
 
 
 def model(data: dict[str, Any]) -> None:

@@ -59,7 +59,7 @@ def prepare(
             f"{law}: {target} is {loss[0]:.6g} in every cell; a law of a constant says nothing: check the column"
         )
     columns = {c: best[c].to_numpy(float) for c in ("params", "tokens", *covariates)}
-    center = {_center(c): float(np.log(x).mean()) for c, x in columns.items()}
+    center = {_center(c): float(np.log(x).mean()) for c, x in columns.items() if c != "recipe"}
     data = coordinates(columns, center) | {"log_loss": np.log(loss), "ln_L": np.log(loss).mean()}
     return data, {"center": center, "cells": len(best), "rows_used": len(best), "notes": _rising(data)}
 
@@ -80,8 +80,10 @@ def _rising(data: dict[str, Any]) -> list[str]:
 
 def coordinates(columns: dict[str, np.ndarray], center: dict[str, float]) -> dict[str, Any]:
     """What a law's curve is a function of: `n` and `d`, ln params and ln tokens less their centres `ln_N` and `ln_D`,
-    which are there too; a covariate c likewise under its own name, its centre under `ln_c`."""
-    return {_SHORT.get(c, c): np.log(x) - center[_center(c)] for c, x in columns.items()} | center
+    which are there too; a covariate c likewise under its own name, its centre under `ln_c`; `recipe`, an index, as it
+    is."""
+    logs = {_SHORT.get(c, c): np.log(x) - center[_center(c)] for c, x in columns.items() if c != "recipe"}
+    return logs | {c: x for c, x in columns.items() if c == "recipe"} | center
 
 
 _SHORT = {"params": "n", "tokens": "d"}

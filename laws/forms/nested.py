@@ -39,18 +39,31 @@ def log_curve(xp: Any, p: dict[str, Any], x: dict[str, Any]) -> Any:
 def priors(data: dict[str, Any]) -> dict[str, Any]:
     """E, A, B, alpha, beta, k. Priors: k = 1 give or take 30%; the rest as Chinchilla's, for the loss and its slopes
     at the centre of the data."""
-    import jax.numpy as jnp
+    import numpyro
+
+    return {site: numpyro.deterministic(site, value) for site, value in coefficients(sampled(data), data).items()}
+
+
+def sampled(data: dict[str, Any]) -> dict[str, Any]:
+    """The sites that are sampled: Chinchilla's and log_k."""
     import numpyro
     import numpyro.distributions as dist
 
-    center, share, slopes = chinchilla.at_center(data)
-    k = jnp.exp(numpyro.sample("log_k", dist.Normal(0.0, 0.3)))
+    return chinchilla.sampled(data) | {"log_k": numpyro.sample("log_k", dist.Normal(0.0, 0.3))}
+
+
+def coefficients(site: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    """E, A, B, alpha, beta, k of sampled sites, numbers or arrays of one shape."""
+    import jax.numpy as jnp
+
+    center, share, slopes = chinchilla.at_center(site)
+    k = jnp.exp(site["log_k"])
     # Both terms together are (share a + share b) of the loss; a and b split that in their ratio to the power k.
     power = jnp.logaddexp(share[1], share[2])
     within = share[1:] - power
     alpha, beta = slopes / k
     ln_A, ln_B = (center + power) / k + within
-    p = {
+    return {
         "E": jnp.exp(center + share[0]),
         "A": jnp.exp(ln_A + alpha * data["ln_N"]),
         "B": jnp.exp(ln_B + beta * data["ln_D"]),
@@ -58,7 +71,6 @@ def priors(data: dict[str, Any]) -> dict[str, Any]:
         "beta": beta,
         "k": k,
     }
-    return {site: numpyro.deterministic(site, value) for site, value in p.items()}
 
 
 def model(data: dict[str, Any]) -> None:

@@ -39,6 +39,7 @@ from laws.forms.steplaw_cells import MIN_LRS, prepare  # noqa: F401  part of thi
 
 CITATION = "Li et al. 2025, Predictable Scale: Part I, Step Law, arXiv 2503.04715"
 COLUMNS = ("lr", "batch_tokens")
+OPTIONAL = ("params_active", "recipe")
 QUANTITIES = ("lr", "batch_tokens")
 COVARIATES = ()
 KAPPA_SD, NOISE_SD = 0.3, 0.3  # scatter between cells of ln curvature and of ln noise

@@ -1,0 +1,111 @@
+"""A recipe of few runs beside recipes of many: what does a fit with partial pooling make of it?
+
+    python -m benchmarks.pooling [--laplace] [--few 6,12]
+
+Of each table with several recipes, one recipe in turn keeps only its few cells of least compute, the others keep all
+their runs; its other cells are predicted. Fits: `pooled` of all; nested of the few alone, where that can be fitted;
+nested of all the runs as if they were one recipe's; and nested of the others, times the one factor that fits the few
+best. Prints the tables of benchmarks/pooling.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import time
+
+import numpy as np
+import pandas as pd
+
+import laws
+from benchmarks.extrapolation import judge
+from experiments import compile_cache
+from laws import datasets
+from laws.errors import FitError
+from laws.forms.grid import best_per_cell
+
+TABLES = ("gadre", "marin-comma,marin-dclm,marin-nemotron")
+EVERY = "every table"
+FITS = ("pooled", "few alone", "recipes ignored", "others, times a factor")
+
+
+def cells_of(name: str) -> pd.DataFrame:
+    """The best loss of each cell of each recipe; `EVERY`: of each independent published table, as a recipe."""
+    if name != EVERY:
+        return best_per_cell(laws.load_runs(name), "eval_loss", ["recipe"]).rename(columns={"eval_loss": "loss"})
+    every = []
+    for table in datasets.loss_tables():
+        if not table.repeats:
+            best = best_per_cell(datasets.load_loss_table(table).dropna(subset=[table.target]), table.target)
+            every.append(best.rename(columns={table.target: "loss"}).assign(recipe=table.label))
+    return pd.concat(every, ignore_index=True)
+
+
+def hold_out(cells: pd.DataFrame, recipe: str, few: int, laplace: bool) -> dict[str, dict[str, np.ndarray]]:
+    """Fit -> what `judge` says of the cells of `recipe` beyond its `few` of least compute."""
+    own = cells[cells["recipe"] == recipe]
+    own = own.iloc[np.argsort(own["params"] * own["tokens"], kind="stable")].reset_index(drop=True)
+    kept, out, others = own[:few], own[few:], cells[cells["recipe"] != recipe]
+    both = pd.concat([others, kept], ignore_index=True)
+    found = {}
+    pooled = laws.fit("pooled", both, laplace=laplace).of(recipe)
+    found["pooled"] = judge(pooled, out, "loss")
+    with contextlib.suppress(FitError):
+        found["few alone"] = judge(laws.fit("nested", kept, laplace=laplace), out, "loss")
+    found["recipes ignored"] = judge(laws.fit("nested", both.drop(columns="recipe"), laplace=laplace), out, "loss")
+    rest = laws.fit("nested", others.drop(columns="recipe"), laplace=laplace)
+    here = rest.predict(params=kept["params"].to_numpy(), tokens=kept["tokens"].to_numpy()).loss.median
+    factor = float(np.exp(np.mean(np.log(kept["loss"] / here))))
+    found["others, times a factor"] = judge(rest, out.assign(loss=out["loss"] / factor), "loss")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--laplace", action="store_true", help="normal approximations in place of NUTS: a quick look")
+    parser.add_argument("--few", default="6,12", help="cells that the recipe keeps")
+    parser.add_argument("--tables", default=";".join((*TABLES, EVERY)), help="with semicolons")
+    args = parser.parse_args()
+    compile_cache.use()
+    began, results = time.perf_counter(), {}
+    for name in args.tables.split(";"):
+        cells = cells_of(name)
+        for few in map(int, args.few.split(",")):
+            for recipe in sorted(set(cells["recipe"])):
+                found = hold_out(cells, recipe, few, args.laplace)
+                results[name, few, recipe] = found
+                errors = {fit: f"{100 * r['error'].mean():.2f}" for fit, r in found.items()}
+                print(f"{recipe}, {few}, {time.perf_counter() - began:.0f} s: {errors}", flush=True)
+    print(report(results))
+
+
+def report(results: dict) -> str:
+    """Markdown: a row a table and number of cells kept, means over its recipes; then a row a recipe."""
+    lines = [
+        "| recipes of | cells kept | fit | recipes | error % | worst | inside 90% | width of 90% % |",
+        "|---" * 8 + "|",
+    ]
+    for name, few in dict.fromkeys((name, few) for name, few, _ in results):
+        for fit in FITS:
+            rows = [r[fit] for (n, f, _), r in results.items() if (n, f) == (name, few) and fit in r]
+            if rows:
+                errors, inside, width = ([r[k].mean() for r in rows] for k in ("error", "0.9", "width"))
+                lines.append(
+                    f"| {name} | {few} | {fit} | {len(rows)} | {100 * np.mean(errors):.2f} | {100 * max(errors):.2f} "
+                    f"| {np.mean(inside):.0%} | {100 * np.mean(width):.1f} |"
+                )
+    head = " | ".join(FITS)
+    lines += [
+        "",
+        f"| recipe | cells kept | predicted | error %: {head} | pooled inside 90% |",
+        "|---|" * (len(FITS) + 4),
+    ]
+    for (_, few, recipe), r in results.items():
+        errors = " | ".join(f"{100 * r[fit]['error'].mean():.2f}" if fit in r else "" for fit in FITS)
+        inside = r["pooled"]["0.9"]
+        lines.append(f"| {recipe} | {few} | {len(inside)} | {errors} | {inside.mean():.0%} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
