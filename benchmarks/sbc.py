@@ -101,7 +101,7 @@ def _prior(
 ) -> dict[str, Any]:
     """A draw of the model's prior, by rejection where that has a factor (which never exceeds 1)."""
     even = np.ones(len(phi))
-    whole = surface.observed(data, discrepancy.rotate(phi, even), even)
+    whole = surface.observed(data, discrepancy.rotate(phi), even, len(phi))
     for attempt in range(1000):
         values, factors = _traced(form, whole, jax.random.fold_in(jax.random.key(seed), attempt))
         if np.log(rng.uniform()) < sum(factors.values()):

@@ -16,12 +16,12 @@ import pandas as pd
 from scipy.special import logsumexp, ndtri
 from scipy.stats import t as student
 
-from laws import forms
+from laws import forms, noise
 from laws.errors import InputError
 from laws.forms import grid
 from laws.plots import count
 from laws.posterior import Posterior
-from laws.runs import finished, load_runs, require
+from laws.runs import counted, finished, load_runs, require
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 FAR = 4.0  # noise deviations from which a cell is named as an outlier
@@ -74,7 +74,7 @@ def check(posterior: Posterior, runs: Any, *, recipe: str | None = None, prior: 
     influence = (weights.T @ far - far.mean()) / far.std() if own else np.full(len(y), np.nan)
     table = cells[[*where]].assign(
         measured=np.exp(y),
-        predicted=np.exp(np.median(y - residual * posterior.draws["noise"][:, None], axis=0)),
+        predicted=np.exp(np.median(y - residual * spread(posterior, where), axis=0)),
         deviation=np.median(residual, axis=0),
         pit=pit,
         pareto_k=k,
@@ -116,7 +116,7 @@ def fitted_cells(posterior: Posterior, runs: Any, recipe: str | None = None) -> 
     form, target = forms.get(posterior.law), posterior.meta["target"]
     if "loss" not in form.QUANTITIES:
         raise InputError(f"{posterior.law} says nothing of the loss; check a law of it, such as chinchilla or farseer")
-    table = load_runs(runs, recipe=recipe)
+    table = counted(load_runs(runs, recipe=recipe), posterior.meta.get("size", "params"))
     require(table, ("params", "tokens", target, *form.COLUMNS), posterior.law)
     used = finished(table)
     used = used[np.isfinite(used[target].to_numpy(float))].reset_index(drop=True)
@@ -136,16 +136,30 @@ def log_likelihood(posterior: Posterior, where: dict[str, np.ndarray], y: np.nda
     where: column -> [cell]. The one place that knows how losses scatter about the mean loss: Student-t, independent
     given a draw, with the fit's tails.
     """
-    noise = posterior.draws["noise"][:, None]
-    residual = (y - np.log(mean_loss(posterior, where))) / noise
-    return student.logpdf(residual, tails(posterior)) - np.log(noise), residual
+    sd = spread(posterior, where)
+    residual = (y - np.log(mean_loss(posterior, where))) / sd
+    return student.logpdf(residual, tails(posterior)) - np.log(sd), residual
+
+
+def spread(posterior: Posterior, where: dict[str, np.ndarray]) -> np.ndarray:
+    """Scale of the noise of a run of its own, of ln loss: [draw, cell or 1]."""
+    sd = posterior.draws["noise"][:, None]
+    if "scatter" not in posterior.meta:
+        return sd
+    x = grid.coordinates({c: where[c] for c in ("params", "tokens")}, posterior.meta["center"])
+    scatters = posterior.meta["scatter"]
+    scatters = scatters if isinstance(scatters, list) else [scatters]
+    return sd * np.stack([noise.scale({"scatter": scatter}, x) for scatter in scatters])[_member(posterior)]
 
 
 def tails(posterior: Posterior) -> np.ndarray:
     """Degrees of freedom of the noise, [draw, 1]: of each draw's own law in a stack."""
-    known = np.atleast_1d(np.asarray(posterior.meta["tails"], float))
-    member = posterior.draws.get("member", np.zeros(len(posterior.draws["noise"])))
-    return known[member.astype(int)][:, None]
+    return np.atleast_1d(np.asarray(posterior.meta["tails"], float))[_member(posterior)][:, None]
+
+
+def _member(posterior: Posterior) -> np.ndarray:
+    """Which law of a stack each draw is of; 0 in others."""
+    return posterior.draws.get("member", np.zeros(len(posterior.draws["noise"]))).astype(int)
 
 
 def mean_loss(posterior: Posterior, where: dict[str, Any]) -> np.ndarray:

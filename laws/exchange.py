@@ -30,13 +30,13 @@ def to_arviz(posterior: Posterior, runs: Any = None, *, recipe: str | None = Non
         where = checks.query(posterior, cells)
         y = np.log(cells[posterior.meta["target"]].to_numpy(float))
         log_lik, residual = checks.log_likelihood(posterior, where, y)
-        noise = posterior.draws["noise"][:, None]
-        mean = y - residual * noise
+        sd = checks.spread(posterior, where)
+        mean = y - residual * sd
         made = np.random.default_rng(0).standard_t(checks.tails(posterior), size=mean.shape)
         shape = (*posterior.samples["noise"].shape, len(y))
         groups |= {
             "log_likelihood": {"log_loss": log_lik.reshape(shape)},
-            "posterior_predictive": {"log_loss": (mean + noise * made).reshape(shape)},
+            "posterior_predictive": {"log_loss": (mean + sd * made).reshape(shape)},
             "observed_data": {"log_loss": y},
             "constant_data": where,
             "coords": {"cell": np.arange(len(y))},

@@ -21,6 +21,7 @@ from laws.errors import InputError
 from laws.schema import hint, listed, meaning, nearest, validate
 
 SCHEMA_VERSION = 1
+SIZES = ("params", "params_total", "params_active")  # what N may count
 METADATA_KEY = b"stepseer.run_table"
 
 
@@ -60,6 +61,19 @@ def require(runs: pd.DataFrame, columns: Iterable[str], law: str) -> None:
                 f"{name}: {law} needs {column!r} in every finished run; {int(bad.sum())} of {len(runs)} rows lack it, "
                 f"the first is row {int(np.flatnonzero(bad)[0]) + 1}"
             )
+
+
+def counted(runs: pd.DataFrame, size: str) -> pd.DataFrame:
+    """`runs` with N counted by the column `size`: in `params` stands what that column holds.
+
+    Raises InputError if `size` counts no parameters, or the runs lack it."""
+    if size not in SIZES:
+        raise InputError(f"size {size!r} is no count of parameters{nearest(size, SIZES)}; one of: {listed(SIZES)}")
+    if size == "params":
+        return runs
+    require(runs, (size,), f"N as {size}")
+    # The shape says what `params` should be, not what this count should.
+    return runs.assign(params=runs[size]).drop(columns="vocab_size", errors="ignore")
 
 
 def finished(runs: pd.DataFrame) -> pd.DataFrame:

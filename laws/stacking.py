@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy.special import logsumexp, softmax
-from scipy.stats import t
 
-from laws import forms
+from laws import checks, forms
 from laws.errors import FitError
 from laws.forms.grid import best_per_cell
 from laws.posterior import Posterior
@@ -84,10 +83,10 @@ def weights(cells: pd.DataFrame, target: str, members: Sequence[str], seed: int 
 
 def log_density(posterior: Posterior, cells: pd.DataFrame, target: str) -> float:
     """Mean over cells of the log predictive density of the measured ln loss."""
-    prediction = posterior.predict(params=cells["params"].to_numpy(), tokens=cells["tokens"].to_numpy())
-    curve, noise = np.log(prediction.mean_loss.draws), posterior.draws["noise"][:, None]
-    scores = t.logpdf((np.log(cells[target].to_numpy()) - curve) / noise, posterior.meta["tails"]) - np.log(noise)
-    return float(np.mean(logsumexp(scores, axis=0) - np.log(len(scores))))
+    log_lik, _ = checks.log_likelihood(
+        posterior, checks.query(posterior, cells), np.log(cells[target].to_numpy(float))
+    )
+    return float(np.mean(logsumexp(log_lik, axis=0) - np.log(len(log_lik))))
 
 
 def combine(posteriors: Mapping[str, Posterior], weights: Mapping[str, float]) -> Posterior:
@@ -126,6 +125,7 @@ def combine(posteriors: Mapping[str, Posterior], weights: Mapping[str, float]) -
         "members": names,
         "weights": {name: float(weights[name]) for name in names},
         "tails": [posteriors[name].meta["tails"] for name in names],
+        "scatter": [posteriors[name].meta["scatter"] for name in names],
         "diagnostics": {
             key: pick(d[key] for d in diagnostics) for key, pick in worst.items() if all(key in d for d in diagnostics)
         },

@@ -1,9 +1,8 @@
 """Fitting a law of the loss: robust weights at the mode, then its parameters with the form error integrated out, then
 the form error given the parameters.
 
-Noise is Student-t with tails that are learnt: a run's precision is a mixture over scales, found here by
-expectation-maximisation at the mode, so that a run that lies far off counts for little. Rows are padded to powers of
-two: tables of like size share programs.
+Noise is as `laws.noise` has it; a run's precision is found here by expectation-maximisation at the mode. Rows are
+padded to powers of two: tables of like size share programs.
 """
 
 from __future__ import annotations
@@ -12,15 +11,12 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from scipy.stats import gamma
-from scipy.stats import t as student
 
-from laws import sampler
+from laws import noise, sampler
 from laws.forms import discrepancy
 
 ROUNDS = 20  # of expectation and maximisation, at most
 TOLERANCE = 0.05  # of precisions, between rounds
-TAILS = np.geomspace(1.2, 40.0, 40)  # degrees of freedom tried; from 3 on where form error takes its share
 DROP = 1e-3  # share of the noise below which a coordinate of the form error is left to it while sampling
 OUTLIER = 0.15  # share of an ordinary run's precision below which a run is named as an outlier: about 5 deviations
 
@@ -36,66 +32,83 @@ def sample(
     **options: Any,
 ) -> sampler.Samples:
     """Draws of the law's sites and of `discrepancy` [chain, draw, feature]; `facts` for the posterior's meta: domain,
-    tails, outliers.
+    tails, scatter, outliers.
 
     form_error: False takes the form for true, with no `discrepancy` and `form_error` 0. laplace: by `sampler.laplace`,
     not `sampler.sample`. options: of either."""
     domain = discrepancy.domain(data)
     phi = discrepancy.features(domain, data)
-    felt = phi * form_error
-    precision, df = np.ones(len(phi)), 4.0
+    felt, run = phi * form_error, data.get("run")
+    data = {key: value for key, value in data.items() if key != "run"}
+    compute = data["n"] + data["d"]
+    trend, shared = 0.0, 0.0
+    sizes = np.ones(len(phi))  # of the noise of each run
+    weight, df = np.ones(len(phi)), 4.0  # of each run, for its own precision: small far off the curve
     values = form.start(data)
     for _ in range(ROUNDS):
-        turned = discrepancy.rotate(felt, precision)
-        values = sampler.mode(form.model, observed(data, turned, precision), values, name=name, hold=form.HELD)
+        precision = weight / sizes**2
+        grouped = None if run is None else noise.groups(precision, run, shared)
+        turned = discrepancy.rotate(noise.whiten(felt, precision, grouped))
+        seen = observed(data, turned, precision, weight.sum(), grouped)
+        values = sampler.mode(form.model, seen, values, name=name, hold=form.HELD)
         residual = data["log_loss"] - form.log_curve(np, values, data)
-        error, variance = discrepancy.conditional_noise(
-            turned, residual, precision, values["noise"], values["form_error"]
-        )
-        scaled = (error**2 + variance) / values["noise"] ** 2
-        df = _tails(scaled, 3.0 if form_error else 1.0)
-        before, precision = precision, (df + 1) / (df + scaled)
-        if np.abs(precision - before).max() < TOLERANCE:
+        sd, error_sd = float(values["noise"]), float(values["form_error"])
+        if run is not None:
+            shared = noise.likeliest_shared(residual, felt, precision, run, sd, error_sd)
+        explained = _explained(felt * error_sd, run, sd * np.sqrt(shared))
+        turned = discrepancy.rotate(np.sqrt(precision)[:, None] * explained)
+        error, variance = discrepancy.conditional_noise(turned, residual, precision, sd, 1.0)
+        scaled = (error**2 + variance) / sd**2
+        df, trend = noise.tails_and_trend(scaled, compute, 3.0 if form_error else 1.0)
+        sizes = np.exp(trend * compute)
+        weight = (df + 1) / (df + scaled / sizes**2)
+        if np.abs(weight / sizes**2 - precision).max() < TOLERANCE * precision.max():
             break
     # Known precisions would tell more of the law than Student-t noise does, by this factor (Fisher information).
-    known = precision * (df + 1) / (df + 3)
-    turned = discrepancy.rotate(felt, known)
+    weight_known = weight * (df + 1) / (df + 3)
+    known = weight_known / sizes**2
+    grouped = None if run is None else noise.groups(known, run, shared)
+    whitened = noise.whiten(phi, known, grouped)
+    turned = discrepancy.rotate(whitened * form_error)
     draw, options = (sampler.laplace if laplace else sampler.sample), options | {"hold": form.HELD}
+    if laplace and form_error:
+        options["over"] = "form_error"
     ratio = (values["noise"] / values["form_error"]) ** 2
-    result = draw(form.model, observed(data, turned, known, DROP * ratio), values, name=name, seed=seed, **options)
+    seen = observed(data, turned, known, weight_known.sum(), grouped, DROP * ratio)
+    result = draw(form.model, seen, values, name=name, seed=seed, **options)
 
     draws = {site: result.draws[site] for site in form.SITES}
     if form_error:
-        draws["discrepancy"] = _discrepancy(form, data, draws, turned, np.sqrt(known)[:, None] * phi, known, seed)
+        p = {site: x.reshape(-1, *(x.shape[2:] or (1,))) for site, x in draws.items()}
+        residual = noise.whiten((data["log_loss"] - form.log_curve(np, p, data)).T, known, grouped).T
+        rng = np.random.default_rng(seed)
+        weights = discrepancy.draw(turned, whitened, residual, p["noise"][:, 0], p["form_error"][:, 0], rng)
+        draws["discrepancy"] = weights.reshape(*draws["noise"].shape, -1)
     else:
         draws["form_error"] = np.zeros_like(draws["form_error"])
-    facts = {"domain": domain, "tails": df, "outliers": _outliers(data, precision)}
+    scatter = {"trend": trend, "bounds": [float(compute.min()), float(compute.max())], "shared": shared}
+    facts = {"domain": domain, "tails": df, "scatter": scatter, "outliers": _outliers(data, weight)}
     return sampler.Samples(draws, result.diagnostics, facts)
 
 
-def _discrepancy(
-    form: ModuleType,
-    data: dict[str, Any],
-    draws: dict[str, np.ndarray],
-    turned: discrepancy.Rotated,
-    phi: np.ndarray,
-    precision: np.ndarray,
-    seed: int,
-) -> np.ndarray:
-    """A draw of the form error's weights for each draw of the law: [chain, draw, feature]."""
-    p = {site: x.reshape(-1, *(x.shape[2:] or (1,))) for site, x in draws.items()}
-    residual = data["log_loss"] - form.log_curve(np, p, data)
-    whitened, rng = np.sqrt(precision) * residual, np.random.default_rng(seed)
-    weights = discrepancy.draw(turned, phi, whitened, p["noise"][:, 0], p["form_error"][:, 0], rng)
-    return weights.reshape(*draws["noise"].shape, -1)
+def _explained(felt: np.ndarray, run: np.ndarray | None, sd: float) -> np.ndarray:
+    """Features of all that is not a run's own noise: form error, and what the checkpoints of a run share."""
+    if run is None or sd == 0:
+        return felt
+    return np.concatenate([felt, sd * (run[:, None] == np.arange(run.max() + 1))], axis=1)
 
 
 def observed(
-    data: dict[str, Any], turned: discrepancy.Rotated, precision: np.ndarray, least: float = 0.0
+    data: dict[str, Any],
+    turned: discrepancy.Rotated,
+    precision: np.ndarray,
+    count: float,
+    grouped: noise.Groups | None = None,
+    least: float = 0.0,
 ) -> dict[str, Any]:
     """`data` with its rows padded and what `grid.observe` needs: `root_precision` [row], `project` [row, k] and
-    `spread` [k] of `discrepancy.rotate`, `count` of the rows that are there, each by its precision. Coordinates of
-    spread below `least` are left to the noise."""
+    `spread` [k] of `discrepancy.rotate`, `count` of the rows by weight; `run` and `share`
+    [row] of `noise.groups` where there are checkpoints. Coordinates of spread below `least` are left to the noise."""
     Q, s = turned
     Q, s = Q[:, s**2 >= least], s[s**2 >= least]
     rows = len(precision)
@@ -108,7 +121,9 @@ def observed(
     out["root_precision"] = np.pad(np.sqrt(precision), (0, size - rows))
     out["project"] = np.pad(Q, ((0, size - rows), (0, k - len(s))))
     out["spread"] = np.pad(s**2, (0, k - len(s)))
-    return out | {"count": precision.sum()}
+    if grouped is not None:
+        out["run"], out["share"] = (np.pad(x, (0, size - rows)) for x in grouped)
+    return out | {"count": count}
 
 
 def _power_of_two(n: int) -> int:
@@ -116,22 +131,15 @@ def _power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def _tails(scaled: np.ndarray, least: float) -> float:
-    """The likeliest degrees of freedom of squared noise in units of its scale; a priori around 20, rarely below 2."""
-    tried = TAILS[least <= TAILS]
-    fits = [student.logpdf(np.sqrt(scaled), df).sum() + gamma.logpdf(df - 1, 2.0, scale=10.0) for df in tried]
-    return float(tried[int(np.argmax(fits))])
-
-
-def _outliers(data: dict[str, Any], precision: np.ndarray) -> list[dict[str, float]]:
+def _outliers(data: dict[str, Any], weight: np.ndarray) -> list[dict[str, float]]:
     """The runs that count for little, farthest off first."""
-    far = [i for i in np.argsort(precision) if precision[i] < OUTLIER]
+    far = [i for i in np.argsort(weight) if weight[i] < OUTLIER]
     return [
         {
             "params": float(np.exp(data["n"][i] + data["ln_N"])),
             "tokens": float(np.exp(data["d"][i] + data["ln_D"])),
             "loss": float(np.exp(data["log_loss"][i])),
-            "precision": float(precision[i]),
+            "precision": float(weight[i]),
         }
         for i in far
     ]

@@ -63,14 +63,13 @@ def _growth(box: dict[str, list[float]], x: dict[str, Any]) -> np.ndarray:
 # --- the weights given the law ---------------------------------------------------------------------------------------
 
 
-def rotate(phi: np.ndarray, precision: np.ndarray) -> Rotated:
-    """(Q [point, k], s [k]): the singular values above 3e-5 of the largest, and left vectors, of sqrt(precision) phi.
+def rotate(weighted: np.ndarray) -> Rotated:
+    """(Q [point, k], s [k]): the singular values above 3e-5 of the largest, and left vectors, of whitened features W phi
+    [point, feature], W^T W the inverse of the noise's covariance in units of noise^2.
 
-    phi: features [point, feature]. With residuals r = form_error phi w + noise e / sqrt(precision), w and e standard
-    normal, the coordinates Q^T sqrt(precision) r are independent with variance noise^2 + form_error^2 s^2, and the rest
-    is noise.
+    With residuals r = form_error phi w + noise W^-1 e, w and e standard normal, the coordinates Q^T W r are independent
+    with variance noise^2 + form_error^2 s^2, and the rest is noise.
     """
-    weighted = np.sqrt(precision)[:, None] * phi
     tall = weighted.shape[0] > weighted.shape[1]  # the smaller Gram matrix has the same eigenvalues
     squares, vectors = np.linalg.eigh(weighted.T @ weighted if tall else weighted @ weighted.T)
     kept = squares > 1e-9 * squares[-1]
@@ -88,8 +87,7 @@ def draw(
 ) -> np.ndarray:
     """form_error times the weights, drawn given the law's residuals: [draw, feature].
 
-    phi: sqrt(precision) times the features [point, feature]; whitened: sqrt(precision) r [draw, point]; noise,
-    form_error: [draw].
+    phi: whitened features W phi [point, feature]; whitened: W r [draw, point]; noise, form_error: [draw].
     """
     Q, s = rotated
     V = (Q / s).T @ phi  # phi = Q s V: the directions that the points tell of

@@ -11,18 +11,31 @@ from scipy.stats import norm, t
 
 from laws.errors import FitError
 from laws.forms.discrepancy import features
+from laws.noise import scale
 
 MAX_CELLS = 20_000  # which take minutes
 
 
 def best_per_cell(runs: pd.DataFrame, target: str, covariates: Sequence[str] = ()) -> pd.DataFrame:
-    """One row a (params, tokens) cell: its lowest `target`, the loss of the best learning rate and batch size tried.
+    """One row a (params, tokens) cell: its lowest `target`, the loss of the best learning rate and batch size tried;
+    with that run's `run_id` where runs have one.
 
     covariates: further columns that tell cells apart. The minimum over noisy runs is biased low by about one noise
     standard deviation where a cell has many near-optimal runs; that bias is common to such cells and is absorbed by
     the noise.
     """
-    return runs.groupby(["params", "tokens", *covariates], sort=True)[target].min().reset_index()
+    keys = ["params", "tokens", *covariates]
+    columns = [*keys, target, *(["run_id"] if "run_id" in runs else [])]
+    runs = runs.reset_index(drop=True)
+    return runs.loc[runs.groupby(keys, sort=True)[target].idxmin(), columns].reset_index(drop=True)
+
+
+def _checkpoints(best: pd.DataFrame) -> dict[str, np.ndarray]:
+    """{"run": index [cell]} where cells are checkpoints of fewer runs: of one size and run_id."""
+    if "run_id" not in best or best["run_id"].isna().any():
+        return {}
+    run = best.groupby(["params", "run_id"]).ngroup().to_numpy()
+    return {"run": run} if len(np.unique(run)) < len(run) else {}
 
 
 def prepare(
@@ -39,7 +52,7 @@ def prepare(
     than `sizes` distinct params or `budgets` distinct tokens (a size counts as often as it is trained), more than
     MAX_CELLS, or if the loss does not vary.
 
-    The arrays are those of `coordinates`, `log_loss` and `ln_L`, its mean."""
+    The arrays are those of `coordinates`, `log_loss` and `ln_L`, its mean; `run` where cells are checkpoints."""
     best = best_per_cell(runs, target, covariates)
     n_sizes, n_budgets = best["params"].nunique(), best["tokens"].nunique()
     if len(best) < parameters + 2 or n_sizes < sizes or n_budgets < budgets:
@@ -60,8 +73,10 @@ def prepare(
         )
     columns = {c: best[c].to_numpy(float) for c in ("params", "tokens", *covariates)}
     center = {_center(c): float(np.log(x).mean()) for c, x in columns.items() if c != "recipe"}
-    data = coordinates(columns, center) | {"log_loss": np.log(loss), "ln_L": np.log(loss).mean()}
-    return data, {"center": center, "cells": len(best), "rows_used": len(best), "notes": _rising(data)}
+    data = coordinates(columns, center) | _checkpoints(best)
+    data |= {"log_loss": np.log(loss), "ln_L": np.log(loss).mean()}
+    notes = _rising(data) + _unfinished(runs)
+    return data, {"center": center, "cells": len(best), "rows_used": len(best), "notes": notes}
 
 
 def _rising(data: dict[str, Any]) -> list[str]:
@@ -75,6 +90,16 @@ def _rising(data: dict[str, Any]) -> list[str]:
         "Predictions beyond these runs are not to be trusted"
         for column, k in (("params", 1), ("tokens", 2))
         if slopes[k] > 3 * np.sqrt(variance[k])
+    ]
+
+
+def _unfinished(runs: pd.DataFrame) -> list[str]:
+    early = int((runs["portion"] < 0.99).sum()) if "portion" in runs else 0
+    if not early:
+        return []
+    return [
+        f"{early} of {len(runs)} rows are checkpoints before the end of their schedule (portion below 1): unless the "
+        "learning rate was constant or had decayed, their loss lies above that of a run which ends there"
     ]
 
 
@@ -113,6 +138,9 @@ def observe(log_curve: Any, data: dict[str, Any]) -> None:
     # What 20 published tables show: 1.5% give or take a factor 2.
     form_error = numpyro.sample("form_error", dist.LogNormal(np.log(1.5e-2), 0.7))
     whitened = data["root_precision"] * (data["log_loss"] - log_curve)
+    if "share" in data:  # checkpoints: out with what the rows of a run have in common
+        common = jnp.zeros_like(whitened).at[data["run"]].add(data["share"] * whitened)
+        whitened = whitened - data["share"] * common[data["run"]]
     along = data["project"].T @ whitened
     variance = noise**2 + form_error**2 * data["spread"]
     # Coordinates along the features have `variance`, the others noise^2; padding adds zeros to `along` and `spread`.
@@ -144,4 +172,4 @@ def predict(
         log_loss = log_loss + draws["discrepancy"] @ features(meta["domain"], x).T
     mean = np.exp(log_loss)
     residual = draws["noise"] * t.ppf(norm.cdf(noise["loss"]), meta["tails"])
-    return {"mean_loss": mean, "loss": mean * np.exp(residual)[:, None]}
+    return {"mean_loss": mean, "loss": mean * np.exp(residual[:, None] * scale(meta, x))}

@@ -27,7 +27,7 @@ def predict(
                 for site, values in draws.items()
                 if site in SHARED or site.startswith(f"{member}.")
             }
-            about = meta | {"tails": meta["tails"][k]}
+            about = meta | {key: meta[key][k] for key in ("tails", "scatter") if key in meta}
             answers = forms.get(member).predict(own, about, query, {"loss": noise["loss"][mine]})
             for quantity in QUANTITIES:
                 out[quantity][mine] = answers[quantity]

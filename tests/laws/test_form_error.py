@@ -42,7 +42,7 @@ def test_rotation_gives_back_the_covariance(count):
     many = {"n": rng.uniform(-2, 2, count), "d": rng.uniform(-3, 3, count)}
     phi = discrepancy.features(discrepancy.domain(many), many)
     root = np.sqrt(rng.uniform(0.2, 1.5, count))
-    Q, s = discrepancy.rotate(phi, root**2)
+    Q, s = discrepancy.rotate(root[:, None] * phi)
     np.testing.assert_allclose(Q.T @ Q, np.eye(len(s)), atol=1e-6)
     np.testing.assert_allclose(Q * s**2 @ Q.T, root[:, None] * (phi @ phi.T) * root, atol=1e-6)
 
@@ -62,14 +62,14 @@ def test_likelihood_is_the_exact_one(points):
     precision = rng.uniform(0.2, 1.5, 30)
     data = points | {"log_loss": rng.normal(1, 0.02, 30)}
     gram = phi @ phi.T
-    observed = surface.observed(data, discrepancy.rotate(phi, precision), precision)
+    observed = surface.observed(data, discrepancy.rotate(np.sqrt(precision)[:, None] * phi), precision, 30.0)
     assert len(observed["n"]) == 32
 
     def log_likelihood(noise, form_error):
         with jax.enable_x64(True):
             curve = jnp.full(32, 1.0)
             model = numpyro.handlers.substitute(grid.observe, {"noise": noise, "form_error": form_error})
-            arrays = {k: jnp.asarray(v) for k, v in observed.items()} | {"count": 30.0}
+            arrays = {k: jnp.asarray(v) for k, v in observed.items()}
             return float(numpyro.handlers.trace(model).get_trace(curve, arrays)["log_loss"]["fn"].log_factor)
 
     def exact(noise, form_error):
@@ -90,7 +90,7 @@ def test_draws_are_the_exact_conditional(points):
     residual = form_error * phi @ rng.standard_normal(phi.shape[1]) + noise * rng.standard_normal(30)
     root, many = np.sqrt(precision), 20000
     weights = discrepancy.draw(
-        discrepancy.rotate(phi, precision),
+        discrepancy.rotate(root[:, None] * phi),
         root[:, None] * phi,
         np.tile(root * residual, (many, 1)),
         np.full(many, noise),

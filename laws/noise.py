@@ -1,0 +1,86 @@
+"""How runs scatter about the curve: Student-t tails, noise that changes with compute, and what the checkpoints of one
+run have in common.
+
+    residual = noise (u[run] + scale e),   u ~ Normal(0, sqrt(shared)),   ln scale = trend (ln C - mean ln C)
+
+e is Student-t: a normal whose precision is drawn run by run, so that a run that lies far off counts for little. Tails,
+trend and `shared` are found at the mode by `laws.surface`. Plain numpy.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+from scipy.stats import gamma
+from scipy.stats import t as student
+
+from laws.forms import discrepancy
+
+TAILS = np.geomspace(1.2, 40.0, 40)  # degrees of freedom tried
+TRENDS, TREND_SD = np.linspace(-0.6, 0.6, 61), 0.1  # tried, per e-fold of compute; a priori a fifth a decade or two
+SHARED = np.array([0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 100.0])  # tried
+Groups = tuple[np.ndarray, np.ndarray]
+
+
+def compute(x: dict[str, Any], bounds: list[float]) -> np.ndarray:
+    """ln N + ln D less its mean, within the data's bounds: beyond them noise stays as it is there."""
+    low, high = bounds
+    return np.clip(np.asarray(x["n"]) + np.asarray(x["d"]), low, high)
+
+
+def scale(meta: dict[str, Any], x: dict[str, Any]) -> np.ndarray:
+    """Standard deviation of a run of its own at `x` (of `grid.coordinates`), in units of `noise`: [query]."""
+    how = meta.get("scatter", {"trend": 0.0, "bounds": [0.0, 0.0], "shared": 0.0})
+    return np.sqrt(np.exp(2 * how["trend"] * compute(x, how["bounds"])) + how["shared"])
+
+
+def tails_and_trend(scaled: np.ndarray, at: np.ndarray, least: float) -> tuple[float, float]:
+    """The likeliest degrees of freedom (at least `least`; a priori around 20, rarely below 2) and trend of squared
+    noise in units of `noise`, [row], of runs at ln compute `at`."""
+    tried = TAILS[least <= TAILS][:, None, None]
+    sizes = np.exp(-TRENDS[:, None] * at)
+    fits = student.logpdf(np.sqrt(scaled) * sizes, tried).sum(axis=2) - TRENDS * at.sum()
+    fits += gamma.logpdf(tried[:, 0] - 1, 2.0, scale=10.0) - (TRENDS / TREND_SD) ** 2 / 2
+    best = np.unravel_index(np.argmax(fits), fits.shape)
+    return float(tried[best[0], 0, 0]), float(TRENDS[best[1]])
+
+
+# --- checkpoints of one run ------------------------------------------------------------------------------------------
+
+
+def groups(precision: np.ndarray, run: np.ndarray, shared: float) -> Groups:
+    """(run index, share) [row] each, with which `whiten` takes out what the rows of a run have in common."""
+    total = np.bincount(run, precision)[run]
+    factor = (1 - 1 / np.sqrt(1 + shared * total)) / np.where(total > 0, total, 1.0)
+    return run, np.sqrt(factor * precision)
+
+
+def whiten(x: np.ndarray, precision: np.ndarray, grouped: Groups | None) -> np.ndarray:
+    """x [row, ...] times the root of the inverse of the noise's covariance in units of noise^2."""
+    weighted = np.sqrt(precision).reshape(-1, *[1] * (x.ndim - 1)) * x
+    if grouped is None:
+        return weighted
+    run, share = grouped
+    take = sparse.csr_array((share, (run, np.arange(len(run)))))
+    return weighted - take.T @ (take @ weighted)
+
+
+def likeliest_shared(
+    residual: np.ndarray, phi: np.ndarray, precision: np.ndarray, run: np.ndarray, noise: float, form_error: float
+) -> float:
+    """The likeliest of SHARED, the noise refitted with each; a priori as likely as 1 / (1 + shared)."""
+    fits = []
+    totals = np.bincount(run, precision)
+    for shared in SHARED:
+        grouped = groups(precision, run, shared)
+        Q, s = discrepancy.rotate(whiten(phi, precision, grouped))
+        y = whiten(residual, precision, grouped)
+        along = Q.T @ y
+        v = (noise * np.geomspace(0.1, 1.5, 40)[:, None]) ** 2
+        variance = v + (form_error * s) ** 2
+        squares = (along**2 / variance).sum(axis=1) + (y @ y - along @ along) / v[:, 0]
+        logs = np.log(variance).sum(axis=1) + (len(y) - len(s)) * np.log(v[:, 0]) + np.log1p(shared * totals).sum()
+        fits.append(np.max(-(squares + logs) / 2) - np.log1p(shared))
+    return float(SHARED[int(np.argmax(fits))])
