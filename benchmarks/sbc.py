@@ -29,7 +29,7 @@ import pandas as pd
 from numpyro import handlers
 from scipy.stats import chisquare, kstest
 
-from laws import forms, sampler, surface
+from laws import forms, normal, sampler, surface
 from laws.errors import FitError
 from laws.forms import discrepancy
 
@@ -64,7 +64,7 @@ def replicate(law: str, data: dict[str, Any], seed: int, laplace: bool) -> dict[
     how: dict[str, Any] = {} if laplace else dict(SETTINGS)
     if law == "steplaw":
         truth, simulated = _simulated_steplaw(form, data, seed)
-        draw = sampler.laplace if laplace else sampler.sample
+        draw = normal.sample if laplace else sampler.sample
         result = draw(form.model, simulated, form.start(simulated), name=law, hold=form.HELD, seed=seed, **how)
         found = {k: x for k, x in result.draws.items() if k in form.SITES}
     else:

@@ -23,7 +23,7 @@ import pandas as pd
 from scipy.interpolate import RegularGridInterpolator
 
 import laws
-from laws import sampler
+from laws import normal
 from laws.forms import steplaw
 from laws.forms.steplaw_points import fit_points
 
@@ -139,7 +139,7 @@ def batch_without_N(cells: list[Cell]) -> Law:
     """Its optimum, at the mode."""
     data, facts = steplaw.prepare(pd.concat([cell.runs for cell in cells]), "loss")
     start = {site: value for site, value in steplaw.start(data).items() if site != "batch_N_raw"}
-    found = sampler.laplace(model_without_N, data, start, name="steplaw", hold=steplaw.HELD).draws
+    found = normal.sample(model_without_N, data, start, name="steplaw", hold=steplaw.HELD).draws
     draws = {site: values[0] for site, values in found.items()}
     zero = {name: np.zeros(len(draws["lr_N"])) for name in ("lr", "batch")}
 

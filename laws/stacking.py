@@ -83,9 +83,7 @@ def weights(cells: pd.DataFrame, target: str, members: Sequence[str], seed: int 
 
 def log_density(posterior: Posterior, cells: pd.DataFrame, target: str) -> float:
     """Mean over cells of the log predictive density of the measured ln loss."""
-    log_lik, _ = checks.log_likelihood(
-        posterior, checks.query(posterior, cells), np.log(cells[target].to_numpy(float))
-    )
+    log_lik, _ = checks.log_likelihood(posterior, checks.query(posterior, cells), np.log(cells[target].to_numpy(float)))
     return float(np.mean(logsumexp(log_lik, axis=0) - np.log(len(log_lik))))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from laws import noise, sampler
+from laws import noise, normal, sampler
 from laws.forms import discrepancy
 
 ROUNDS = 20  # of expectation and maximisation, at most
@@ -30,11 +30,11 @@ def sample(
     form_error: bool = True,
     laplace: bool = False,
     **options: Any,
-) -> sampler.Samples:
+) -> normal.Samples:
     """Draws of the law's sites and of `discrepancy` [chain, draw, feature]; `facts` for the posterior's meta: domain,
     tails, scatter, outliers.
 
-    form_error: False takes the form for true, with no `discrepancy` and `form_error` 0. laplace: by `sampler.laplace`,
+    form_error: False takes the form for true, with no `discrepancy` and `form_error` 0. laplace: by `normal.sample`,
     not `sampler.sample`. options: of either."""
     domain = discrepancy.domain(data)
     phi = discrepancy.features(domain, data)
@@ -50,7 +50,7 @@ def sample(
         grouped = None if run is None else noise.groups(precision, run, shared)
         turned = discrepancy.rotate(noise.whiten(felt, precision, grouped))
         seen = observed(data, turned, precision, weight.sum(), grouped)
-        values = sampler.mode(form.model, seen, values, name=name, hold=form.HELD)
+        values = normal.mode(form.model, seen, values, name=name, hold=form.HELD)
         residual = data["log_loss"] - form.log_curve(np, values, data)
         sd, error_sd = float(values["noise"]), float(values["form_error"])
         if run is not None:
@@ -70,8 +70,8 @@ def sample(
     grouped = None if run is None else noise.groups(known, run, shared)
     whitened = noise.whiten(phi, known, grouped)
     turned = discrepancy.rotate(whitened * form_error)
-    draw, options = (sampler.laplace if laplace else sampler.sample), options | {"hold": form.HELD}
-    if laplace and form_error:
+    draw, options = (normal.sample if laplace else sampler.sample), options | {"hold": form.HELD}
+    if form_error and (laplace or not form.HELD):
         options["over"] = "form_error"
     ratio = (values["noise"] / values["form_error"]) ** 2
     seen = observed(data, turned, known, weight_known.sum(), grouped, DROP * ratio)
@@ -88,7 +88,7 @@ def sample(
         draws["form_error"] = np.zeros_like(draws["form_error"])
     scatter = {"trend": trend, "bounds": [float(compute.min()), float(compute.max())], "shared": shared}
     facts = {"domain": domain, "tails": df, "scatter": scatter, "outliers": _outliers(data, weight)}
-    return sampler.Samples(draws, result.diagnostics, facts)
+    return normal.Samples(draws, result.diagnostics, facts)
 
 
 def _explained(felt: np.ndarray, run: np.ndarray | None, sd: float) -> np.ndarray:
