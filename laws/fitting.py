@@ -61,7 +61,7 @@ def fit(
     if used.empty:
         raise FitError(f"{law}: none of the {len(table)} runs of {source} has status ok and a finite {target}")
 
-    from laws import sampler, stacking, surface  # import jax: only when something is fitted
+    from laws import normal, sampler, stacking, surface  # import jax: only when something is fitted
 
     options: dict[str, Any] = {"num_warmup": num_warmup, "num_samples": num_samples, "chains": chains}
     if law == "stack":
@@ -74,7 +74,7 @@ def fit(
             how = {"laplace": True} if laplace else options | {"on_progress": on_progress}
             result = surface.sample(form, data, name=law, seed=seed, form_error=form_error, **how)
         elif laplace:
-            result = sampler.laplace(form.model, data, form.start(data), name=law, hold=form.HELD, seed=seed)
+            result = normal.sample(form.model, data, form.start(data), name=law, hold=form.HELD, seed=seed)
         else:
             how = options | {"hold": form.HELD, "on_progress": on_progress}
             result = sampler.sample(form.model, data, form.start(data), name=law, seed=seed, **how)
