@@ -1,0 +1,123 @@
+"""How runs scatter: a trend of the noise with compute, tails, what checkpoints of one run share."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import pytest
+from scipy.stats import multivariate_normal
+
+import laws
+from laws import noise, surface
+from laws.forms import discrepancy, grid
+
+from .conftest import loss_grid
+
+
+def scattered(sd, seed=0, sizes=14, budgets=12):
+    """Losses of a known law with noise of standard deviation sd(ln compute less its mean)."""
+    runs = loss_grid("chinchilla", 0.0, sizes=sizes, budgets=budgets)
+    c = np.log(runs["params"] * runs["tokens"])
+    c -= c.mean()
+    rng = np.random.default_rng(seed)
+    return runs, runs.assign(loss=runs["loss"] * np.exp(sd(c) * rng.standard_normal(len(runs))))
+
+
+def test_noise_that_falls_with_compute_is_found_and_predicted():
+    truth, runs = scattered(lambda c: 0.004 * np.exp(-0.25 * c))
+    posterior = laws.fit("chinchilla", runs, laplace=True)
+    assert posterior.meta["scatter"]["trend"] == pytest.approx(-0.25, abs=0.08)
+    small, large = truth["params"].min(), truth["params"].max()
+    wide, narrow = (
+        posterior.predict(params=N, tokens=D).loss.interval()
+        for N, D in ((small, truth["tokens"].min()), (large, truth["tokens"].max()))
+    )
+    assert wide[1] / wide[0] - 1 > 3 * (narrow[1] / narrow[0] - 1)
+    _, again = scattered(lambda c: 0.004 * np.exp(-0.25 * c), seed=1)
+    low, high = posterior.predict(params=again["params"].to_numpy(), tokens=again["tokens"].to_numpy()).loss.interval()
+    inside = (low <= again["loss"]) & (again["loss"] <= high)
+    assert 0.8 <= inside.mean() <= 0.99
+
+
+def test_even_noise_has_no_trend():
+    _, runs = scattered(lambda c: 0.004)
+    assert abs(laws.fit("chinchilla", runs, laplace=True).meta["scatter"]["trend"]) < 0.08
+
+
+@pytest.mark.parametrize("df", [2.0, 30.0])
+def test_tails_and_trend_are_told_apart(df):
+    rng = np.random.default_rng(0)
+    at = np.linspace(-3, 3, 3000)
+    scaled = (rng.standard_t(df, len(at)) * np.exp(0.2 * at)) ** 2
+    found, trend = noise.tails_and_trend(scaled, at, 1.0)
+    assert trend == pytest.approx(0.2, abs=0.04)
+    assert found == pytest.approx(df, rel=0.3) if df < 10 else found > 12
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shared():
+    """Twelve rows of four runs: (precision, run, the covariance in units of noise^2)."""
+    rng = np.random.default_rng(4)
+    precision, run = rng.uniform(0.3, 2.0, 12), np.repeat(np.arange(4), 3)
+    return precision, run, np.diag(1 / precision) + 2.5 * (run[:, None] == run)
+
+
+def test_whitening_is_the_inverse_root(shared):
+    precision, run, covariance = shared
+    W = noise.whiten(np.eye(12), precision, noise.groups(precision, run, 2.5))
+    np.testing.assert_allclose(W @ covariance @ W.T, np.eye(12), atol=1e-12)
+    np.testing.assert_allclose(noise.whiten(np.eye(12), precision, None), np.diag(np.sqrt(precision)))
+
+
+def test_likelihood_of_checkpoints_is_the_exact_one(shared):
+    precision, run, covariance = shared
+    rng = np.random.default_rng(5)
+    data = {"n": rng.uniform(-2, 2, 12), "d": rng.uniform(-3, 3, 12), "log_loss": rng.normal(1, 0.02, 12)}
+    phi = discrepancy.features(discrepancy.domain(data), data)
+    grouped = noise.groups(precision, run, 2.5)
+    turned = discrepancy.rotate(noise.whiten(phi, precision, grouped))
+    seen = surface.observed(data, turned, precision, 12.0, grouped)
+    assert len(seen["n"]) == 16  # padded
+
+    def ours(sd, form_error):
+        with jax.enable_x64(True):
+            model = numpyro.handlers.substitute(grid.observe, {"noise": sd, "form_error": form_error})
+            arrays = {k: jnp.asarray(v) for k, v in seen.items()}
+            return float(numpyro.handlers.trace(model).get_trace(jnp.ones(16), arrays)["log_loss"]["fn"].log_factor)
+
+    def exact(sd, form_error):
+        return multivariate_normal(np.ones(12), form_error**2 * phi @ phi.T + sd**2 * covariance).logpdf(
+            data["log_loss"]
+        )
+
+    at = [(0.01, 0.02), (0.003, 0.05), (0.02, 0.001)]
+    np.testing.assert_allclose(
+        [ours(*x) - ours(*at[0]) for x in at], [exact(*x) - exact(*at[0]) for x in at], rtol=1e-6
+    )
+
+
+def test_checkpoints_of_one_run_are_not_taken_for_runs():
+    """Twelve runs, each off by its own 1%, each seen at eight checkpoints with noise of 0.1%."""
+    runs = loss_grid("chinchilla", 0.001, sizes=12, budgets=8)
+    off = np.random.default_rng(7).normal(0, 0.01, 12)
+    size = runs["params"].rank(method="dense").astype(int) - 1
+    runs = runs.assign(loss=runs["loss"] * np.exp(off[size]), run_id=[f"run-{k}" for k in size])
+    known = laws.fit("chinchilla", runs, laplace=True)
+    ignored = laws.fit("chinchilla", runs.drop(columns="run_id"), laplace=True)
+    assert known.meta["scatter"]["shared"] >= 10 and ignored.meta["scatter"]["shared"] == 0
+    query = {"params": runs["params"].max() * 2, "tokens": runs["tokens"].max() * 2}
+    truth = loss_grid("chinchilla", 0.0, sizes=12, budgets=8)
+    low, high = known.predict(params=truth["params"].to_numpy(), tokens=truth["tokens"].to_numpy()).mean_loss.interval()
+    assert np.mean((low <= truth["loss"]) & (truth["loss"] <= high)) > 0.8
+    low, high = known.predict(**query).loss.interval()
+    assert high / low - 1 > 0.02  # a new run is off by its own 1%
+
+
+def test_rows_before_the_end_of_their_schedule_are_warned_of():
+    runs = loss_grid("chinchilla", 0.002).assign(portion=1.0)
+    runs.loc[:4, "portion"] = 0.4
+    (note,) = [w for w in laws.fit("chinchilla", runs, laplace=True).warnings if "portion" in w]
+    assert note.startswith("5 of")
