@@ -59,22 +59,29 @@ def compare(
     """The recipe of posterior `a` beside that of `b` on every pair of params [n] and tokens [d], increasing.
 
     By default the range that the data of both have in common, and ten times more of each. Draws of the two are taken as
-    independent. covariates: what the laws need besides, one value each. n_draws: at most, of each; default 1000.
-    Raises InputError for posteriors of different targets (losses that cannot be compared), or bad params or tokens.
+    independent; of two recipes of one fit (`pooled.of("x")`, `pooled.of("y")`) as the pairs that they are. covariates:
+    what the laws need besides, one value each. n_draws: at most, of each; default 1000.
+    Raises InputError for posteriors of different targets (losses that cannot be compared) or counts of N, or bad params
+    or tokens.
     """
     if a.meta["target"] != b.meta["target"]:
         raise InputError(
             f"a predicts {a.meta['target']!r} and b {b.meta['target']!r}: fit both to the same loss "
             "column, of the same held-out text"
         )
+    sizes = [x.meta.get("size", "params") for x in (a, b)]
+    if sizes[0] != sizes[1]:
+        raise InputError(f"N counts {sizes[0]} in a and {sizes[1]} in b: fit both with the same size=")
     asked = {"params": params, "tokens": tokens}
     axes = {c: _shared(a, b, c) if x is None else _axis(c, x) for c, x in asked.items()}
     grid = np.meshgrid(*axes.values(), indexing="ij")
     n = n_draws or min(1000, max(100, ELEMENTS // grid[0].size), *(len(next(iter(x.draws.values()))) for x in (a, b)))
     loss_a, loss_b = (mean_loss(x, grid[0], grid[1], n, covariates) for x in (a, b))
-    shuffled = np.random.default_rng(0).permutation(n)  # so that draw i of one says nothing of draw i of the other
+    pairs = _one_fit(a, b)
+    # Of two fits: so that draw i of one says nothing of draw i of the other.
+    shuffled = np.arange(n) if pairs else np.random.default_rng(0).permutation(n)
     difference = loss_a / loss_b[shuffled] - 1
-    probability = _probability(loss_a.reshape(n, -1), loss_b.reshape(n, -1)).reshape(grid[0].shape)
+    probability = _probability(loss_a.reshape(n, -1), loss_b.reshape(n, -1), pairs).reshape(grid[0].shape)
     rows = [
         {"params": size} | _flip(axes["tokens"], difference[:, i], probability[i])
         for i, size in enumerate(axes["params"])
@@ -83,7 +90,7 @@ def compare(
     flops = np.geomspace(least, most, BUDGETS if most > least else 1)
     lines = [[optimum(x, C, Budget(), n, covariates) for C in flops] for x in (a, b)]
     best_a, best_b = (np.stack([one.loss for one in line], axis=1) for line in lines)
-    along, likely = best_a / best_b[shuffled] - 1, _probability(best_a, best_b)
+    along, likely = best_a / best_b[shuffled] - 1, _probability(best_a, best_b, pairs)
     low, median, high = np.quantile(along, (0.05, 0.5, 0.95), axis=0)
     budgets = pd.DataFrame({"flops": flops, "probability": likely, "low": low, "median": median, "high": high})
     warnings = _outside(a, b, axes)
@@ -119,8 +126,17 @@ def _shared(a: Posterior, b: Posterior, name: str) -> np.ndarray:
     return np.geomspace(low, high * BEYOND, SIDE)
 
 
-def _probability(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Of a draw of a [n, query] lying below one of b [m, query], over all pairs; a tie counts a half."""
+def _one_fit(a: Posterior, b: Posterior) -> bool:
+    """Whether both are recipes of one pooled fit, so that draw i of both is one."""
+    same = ("recipes", "data_digest", "settings", "seed")
+    return "recipe" in a.meta and "recipe" in b.meta and all(a.meta[key] == b.meta[key] for key in same)
+
+
+def _probability(a: np.ndarray, b: np.ndarray, pairs: bool) -> np.ndarray:
+    """Of a draw of a [n, query] lying below one of b [m, query], over all pairs or those of the same draw; a tie counts
+    a half."""
+    if pairs:
+        return np.mean((a < b) + 0.5 * (a == b), axis=0)
     ranks = rankdata(np.concatenate([a, b]), axis=0)[len(a) :].sum(axis=0)
     return (ranks / len(b) - (len(b) + 1) / 2) / len(a)
 

@@ -14,7 +14,7 @@ import pandas as pd
 from laws import forms
 from laws.errors import FitError, InputError
 from laws.posterior import Posterior
-from laws.runs import finished, load_runs, require
+from laws.runs import counted, finished, load_runs, require
 from laws.schema import listed
 
 DRAWS = 1000  # kept for prediction, evenly thinned; diagnostics are of all draws
@@ -27,6 +27,7 @@ def fit(
     *,
     target: str = "loss",
     recipe: str | None = None,
+    size: str = "params",
     seed: int = 0,
     num_warmup: int = 400,
     num_samples: int = 500,
@@ -39,6 +40,8 @@ def fit(
     extrapolate) given a run table, by NUTS in float64.
 
     runs: anything `laws.load_runs` takes. target: the loss column ("loss", "eval_loss" in nats per token, "bpc").
+    size: what N counts, "params" (without embeddings), "params_total" (with them) or "params_active"; predictions then
+    take `params` in the same convention, which `meta["size"]` names.
     steplaw uses every (lr, batch) run of a cell; the loss laws use the best run of each (params, tokens) cell.
     Runs that did not end well, or without a target loss, are left out and counted in `meta["excluded"]`.
     num_warmup, num_samples: a chain; more are drawn (up to five times as many) where chains have not mixed. The same
@@ -51,7 +54,7 @@ def fit(
     (R-hat over 1.01, fewer than 400 effective draws, more than 1% divergences).
     """
     form = forms.get(law)
-    table = load_runs(runs, recipe=recipe)
+    table = counted(load_runs(runs, recipe=recipe), size)
     source = str(table.attrs.get("source", "table"))
     used = finished(table)
     require(table, ("params", "tokens", target, *form.COLUMNS), law)
@@ -66,7 +69,7 @@ def fit(
     options: dict[str, Any] = {"num_warmup": num_warmup, "num_samples": num_samples, "chains": chains}
     if law == "stack":
         with _bar(law, progress) as on_progress:
-            how = options | {"form_error": form_error, "laplace": laplace}
+            how = options | {"form_error": form_error, "laplace": laplace, "size": size}
             return stacking.fit(table, target, seed=seed, progress=on_progress, **how)
     data, facts = form.prepare(used, target)
     with _bar(law, progress) as on_progress:
@@ -97,6 +100,7 @@ def fit(
     excluded = len(table) - len(used)
     numbers = [c for c in ("params", "tokens", *form.COVARIATES) if c != "recipe"]
     given = {"target": "" if target == "loss" else target, "recipe": recipe}
+    given["size"] = "" if size == "params" else size
     options_given = "".join(f" --{option} {value}" for option, value in given.items() if value)
     meta = (
         facts
@@ -107,6 +111,7 @@ def fit(
             "source": source,
             "command": f"stepseer fit {law} {source}{options_given} --out {law}.nc",
             "target": target,
+            "size": size,
             "rows": len(table),
             "excluded": excluded,
             "ranges": {c: [float(used[c].min()), float(used[c].max())] for c in numbers},

@@ -13,7 +13,7 @@ from laws.errors import FitError, InputError
 from laws.fitting import fit
 from laws.forms.grid import best_per_cell
 from laws.posterior import Posterior, Prediction
-from laws.runs import finished, load_runs, require
+from laws.runs import counted, finished, load_runs, require
 from laws.splits import FRACTION, held_out
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
@@ -63,6 +63,7 @@ def backtest(
     fraction: float | None = None,
     target: str = "loss",
     recipe: str | None = None,
+    size: str = "params",
     seed: int = 0,
     **options: Any,
 ) -> Backtest:
@@ -70,7 +71,8 @@ def backtest(
 
     heldout: "params", the largest model sizes (`fraction` of the distinct sizes, a fifth by default, at least one), or
     "compute", the (params, tokens) cells of most compute 6 N D (a quarter by default). Loss laws are judged at the best
-    run of each cell; steplaw by its cells that tried four learning rates or more. options: of `laws.fit`.
+    run of each cell; steplaw by its cells that tried four learning rates or more. size: what N counts, as `laws.fit`
+    has it. options: of `laws.fit`.
     Raises InputError for a bad argument or table, FitError if what is left is too little for the law.
     """
     form = forms.get(law)
@@ -79,7 +81,7 @@ def backtest(
     share = FRACTION[heldout] if fraction is None else fraction
     if not 0 < share < 1:
         raise InputError(f"fraction must be between 0 and 1, got {share:g}; give 0.2 to hold out a fifth")
-    table = load_runs(runs, recipe=recipe)
+    table = counted(load_runs(runs, recipe=recipe), size)
     require(table, ("params", "tokens", target, *form.COLUMNS), law)
     keys = ["params", "tokens", *form.COVARIATES]
     if law == "steplaw" and "params_active" in table:  # cells of mixtures of experts differ by it; dense rows lack it
@@ -98,7 +100,7 @@ def backtest(
     if kept.empty:
         raise FitError(f"{law}: no runs are left with {words} held out: give runs of smaller models too")
     try:
-        posterior = fit(law, kept, target=target, seed=seed, **options)
+        posterior = fit(law, kept, target=target, size=size, seed=seed, **options)
     except FitError as error:
         raise FitError(f"with {words} held out, {error}") from None
     judge = _judge_optimum if law == "steplaw" else _judge_loss

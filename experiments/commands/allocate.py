@@ -27,6 +27,7 @@ def parser() -> Parser:
         "  stepseer allocate mine.nc --loss 2.0 --params 7B    tokens that a 7B model needs for it",
     )
     made.add_argument("posterior", metavar="POSTERIOR", help="a packaged posterior of the loss, or a file from `fit`")
+    made.add_argument("--recipe", metavar="NAME", help="pooled: of which recipe; new: of one without runs")
     made.add_argument("--flops", metavar="C", help="the budget in FLOP, inference included: 1e21; several with commas")
     made.add_argument("--loss", metavar="L", help="a loss to reach, in the unit of the fit; several with commas")
     made.add_argument("--params", metavar="N", help="with --loss: the size, non-embedding; answers the tokens it needs")
@@ -45,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
     losses = positives(args.loss, "--loss") if args.loss else []
     picture = picture_path(args.plot)
     posterior = laws.load_posterior(args.posterior)
+    if args.recipe is not None:
+        posterior = posterior.of(args.recipe)
     if losses:
         answer = _for_loss(args, posterior, losses, inference, level)
     else:
@@ -203,8 +206,12 @@ def _print_losses(posterior: laws.Posterior, answer: dict[str, Any], level: floa
 
 
 def about(posterior: laws.Posterior) -> str:
+    """What was fitted to what."""
     meta = posterior.meta
-    return f"{posterior.law}, fitted to {show.plural(meta['rows'] - meta['excluded'], 'run')} of {meta['source']}"
+    recipe = f", recipe {meta['recipe']}" if "recipe" in meta else ""
+    counts = f"; N counts {meta['size']}" if meta.get("size", "params") != "params" else ""
+    runs = show.plural(meta["rows"] - meta["excluded"], "run")
+    return f"{posterior.law}, fitted to {runs} of {meta['source']}{recipe}{counts}"
 
 
 def flop(value: float) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 import laws
 from experiments import compile_cache, show
-from experiments.commands.fit import add_runs
+from experiments.commands.fit import add_runs, add_size
 from experiments.options import Parser, one_of
 
 HELDOUT = {"params": "the largest models", "compute": "the cells of most compute"}
@@ -27,6 +27,7 @@ def parser() -> Parser:
         help="of the loss: stack (the default answer), nested, farseer, chinchilla ...; steplaw",
     )
     add_runs(made)
+    add_size(made)
     made.add_argument(
         "--heldout", metavar="BY", default="params", help="hold out the largest params (default) or the most compute"
     )
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     compile_cache.use()
     heldout = one_of(args.heldout, tuple(HELDOUT), "--heldout")
     with bar(f"fitting {args.law} without {HELDOUT[heldout]}", quiet=args.json) as moved:
-        chosen = {"heldout": heldout, "target": args.target, "recipe": args.recipe}
+        chosen = {"heldout": heldout, "target": args.target, "recipe": args.recipe, "size": args.size}
         result = laws.backtest(args.law, args.runs, progress=moved or False, **chosen)
     if args.json:
         print(show.as_json(result.summary()))

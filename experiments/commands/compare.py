@@ -10,6 +10,7 @@ import numpy as np
 import laws
 from experiments import show
 from experiments.commands.allocate import about, flop, picture_path, save_picture
+from experiments.errors import InputError
 from experiments.options import Parser, positives
 
 SHOWN = 5  # rows and columns of a table; more are thinned
@@ -20,10 +21,12 @@ def parser() -> Parser:
         "compare",
         "The probability that recipe A ends with a lower loss than B, over sizes and tokens, and where they cross.",
         examples="  stepseer compare english.nc mixed.nc\n"
-        "  stepseer compare english.nc mixed.nc --params 1B,7B,70B --tokens 100B,1T,10T --plot which.svg",
+        "  stepseer compare english.nc mixed.nc --params 1B,7B,70B --tokens 100B,1T,10T --plot which.svg\n"
+        "  stepseer compare pooled.nc --recipes english,mixed     two recipes of one fit of pooled",
     )
     made.add_argument("a", metavar="A", help="a posterior of the loss: a file from `fit`")
-    made.add_argument("b", metavar="B", help="another, fitted to the same loss column of another recipe")
+    made.add_argument("b", metavar="B", nargs="?", help="another, fitted to the same loss column of another recipe")
+    made.add_argument("--recipes", metavar="X,Y", help="without B: two recipes of A, a fit of pooled")
     made.add_argument("--params", metavar="N", help="sizes, increasing; default the data of both and ten times beyond")
     made.add_argument("--tokens", metavar="D", help="tokens, increasing; default likewise")
     made.add_argument("--plot", metavar="FILE", help="a picture, .svg, .png or .pdf")
@@ -33,7 +36,7 @@ def parser() -> Parser:
 def run(args: argparse.Namespace) -> int:
     given = {c: positives(getattr(args, c), f"--{c}") for c in ("params", "tokens") if getattr(args, c)}
     picture = picture_path(args.plot)
-    a, b = (laws.load_posterior(name) for name in (args.a, args.b))
+    a, b = _two(args)
     found = laws.compare(a, b, **given)
     if picture:
         from laws import plots_answers
@@ -54,7 +57,8 @@ def _answer(args: argparse.Namespace, found: Any) -> dict[str, Any]:
     low, high = found.difference.interval(0.9)
     return {
         "a": args.a,
-        "b": args.b,
+        "b": args.b or args.a,
+        "recipes": args.recipes and args.recipes.split(","),
         "params": found.params,
         "tokens": found.tokens,
         "probability": found.probability,
@@ -66,8 +70,20 @@ def _answer(args: argparse.Namespace, found: Any) -> dict[str, Any]:
     }
 
 
+def _two(args: argparse.Namespace) -> tuple[laws.Posterior, laws.Posterior]:
+    if (args.b is None) == (args.recipes is None):
+        raise InputError("give two posteriors, or one of pooled and --recipes X,Y")
+    if args.recipes is None:
+        return laws.load_posterior(args.a), laws.load_posterior(args.b)
+    names = args.recipes.split(",")
+    if len(names) != 2:
+        raise InputError(f"--recipes is {args.recipes!r}; give two names with a comma")
+    both = laws.load_posterior(args.a)
+    return both.of(names[0]), both.of(names[1])
+
+
 def _print(args: argparse.Namespace, a: laws.Posterior, b: laws.Posterior, found: Any) -> None:
-    print(f"A: {args.a}: {about(a)}\nB: {args.b}: {about(b)}\n")
+    print(f"A: {args.a}: {about(a)}\nB: {args.b or args.a}: {about(b)}\n")
     console = show.console()
     rows, columns = _thinned(len(found.params)), _thinned(len(found.tokens))
     low, high = (100 * edge for edge in found.difference.interval(0.9))

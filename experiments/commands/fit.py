@@ -27,10 +27,11 @@ def parser() -> Parser:
         "law",
         metavar="LAW",
         help="steplaw (best lr and batch); of the loss: stack (several, the default answer), nested, farseer, "
-        "chinchilla, kaplan; with more columns: "
+        "chinchilla, kaplan; pooled (several recipes, each with its own); with more columns: "
         "data_constrained (unique_tokens), moe (params_active), routed (params_active, n_experts)",
     )
     add_runs(made)
+    add_size(made)
     made.add_argument("--out", metavar="FILE", required=True, help="the posterior, NetCDF (.nc)")
     return made
 
@@ -48,6 +49,15 @@ def add_runs(made: Parser) -> None:
     made.add_argument("--recipe", metavar="NAME", help="only the runs of this recipe, where the table holds several")
 
 
+def add_size(made: Parser) -> None:
+    made.add_argument(
+        "--size",
+        metavar="COLUMN",
+        default="params",
+        help="what N counts: params (default, no embeddings), params_total, params_active; predictions count likewise",
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     from experiments.progress import bar
 
@@ -55,12 +65,24 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out).expanduser()
     refuse_unwritable(out, "--out")
     with bar(f"fitting {args.law}", quiet=args.json) as moved:
-        posterior = laws.fit(args.law, args.runs, target=args.target, recipe=args.recipe, progress=moved or False)
+        chosen = {"target": args.target, "recipe": args.recipe, "size": args.size}
+        posterior = laws.fit(args.law, args.runs, progress=moved or False, **chosen)
     posterior.save(out)
     parameters = _parameters(posterior)
     meta = posterior.meta
     if args.json:
-        kept = ("target", "source", "rows", "excluded", "ranges", "diagnostics", "warnings", "weights")
+        kept = (
+            "target",
+            "size",
+            "source",
+            "rows",
+            "excluded",
+            "ranges",
+            "diagnostics",
+            "warnings",
+            "weights",
+            "recipes",
+        )
         about = {name: meta[name] for name in kept if name in meta}
         print(show.as_json({"law": args.law, "out": str(out), "parameters": parameters, **about}))
         return 0
@@ -72,7 +94,8 @@ def run(args: argparse.Namespace) -> int:
     print("diagnostics: " + ", ".join(f"{name} {value:.4g}" for name, value in meta["diagnostics"].items()))
     for warning in posterior.warnings:
         print(f"note: {warning}")
-    print(f"posterior in {out}; ask it with: stepseer predict {out} --params N --tokens D")
+    asked = f"{out} --params N --tokens D" + (" --recipe NAME" if "recipes" in meta else "")
+    print(f"posterior in {out}; ask it with: stepseer predict {asked}")
     return 0
 
 
@@ -89,8 +112,11 @@ def refuse_unwritable(path: Path, option: str) -> None:
 
 
 def _parameters(posterior: laws.Posterior) -> dict[str, dict[str, float]]:
-    """Summaries of the law's numbers; of a stack those that all its laws have."""
+    """Summaries of the law's numbers; of a stack those that all its laws have, of pooled laws those of each recipe."""
     shared = {name: draws for name, draws in posterior.draws.items() if draws.ndim == 1 and "." not in name}
+    for recipe in posterior.meta.get("recipes", []):
+        own = posterior.of(recipe).draws
+        shared |= {f"{name} of {recipe}": own[name] for name in own if name not in shared and own[name].ndim == 1}
     return {name: _summary(draws) for name, draws in shared.items() if name != "member"}
 
 

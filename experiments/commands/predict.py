@@ -10,6 +10,7 @@ import numpy as np
 
 import laws
 from experiments import show
+from experiments.commands.allocate import about
 from experiments.errors import InputError
 from experiments.options import Parser, fraction, positive, positives
 
@@ -39,6 +40,7 @@ def parser() -> Parser:
         "--params", metavar="N", required=True, help="non-embedding parameters: 7e9, 7B; several with commas"
     )
     made.add_argument("--tokens", metavar="D", required=True, help="training tokens: 1.4e12, 1.4T; several with commas")
+    made.add_argument("--recipe", metavar="NAME", help="pooled: of which recipe; new: of one without runs")
     made.add_argument("--params-active", metavar="N", help="steplaw (sparse), moe, routed: parameters a token sees")
     made.add_argument("--n-experts", metavar="E", help="routed: experts of a routed layer")
     made.add_argument("--unique-tokens", metavar="U", help="data_constrained: distinct tokens among D")
@@ -56,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--lr and --batch-tokens go together: a setting is both")
     within = None if args.within is None else _share(args.within, "--within")
     posterior = laws.load_posterior(args.posterior)
+    if args.recipe is not None:
+        posterior = posterior.of(args.recipe)
     queries = [{"params": n, "tokens": d} for n, d in zip(params, tokens)]
     for column in ("params_active", "n_experts", "unique_tokens"):
         if (given_text := getattr(args, column)) is not None:
@@ -112,10 +116,8 @@ def _print(
             label, form = QUANTITIES[name]
             interval = f"{form(summary['low'])} .. {form(summary['high'])}"
             rows.append([label, show.count(params), show.count(tokens), form(summary["median"]), interval])
-    meta = posterior.meta
-    title = f"{posterior.law}, fitted to {show.plural(meta['rows'] - meta['excluded'], 'run')} of {meta['source']}"
     header = ["", "N", "tokens", "median", f"{100 * float(args.level):.4g}% interval"]
-    show.console().print(show.table(title, header, rows))
+    show.console().print(show.table(about(posterior), header, rows))
 
 
 def _print_settings(query: dict[str, float], found: Any) -> None:

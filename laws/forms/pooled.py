@@ -24,8 +24,8 @@ COLUMNS = ("recipe",)
 COVARIATES = ("recipe",)
 QUANTITIES = ("loss", "mean_loss")
 LAW = ("E", "A", "B", "alpha", "beta", "k")  # [recipe] each
-# Medians of the spreads, a priori give or take a factor 2.7: by how much levels, and slopes relatively, differ.
-SCALES = {"center": 0.06, "log_slope_N": 0.06, "log_slope_D": 0.06}
+# Medians of the spreads, a priori give or take a factor 2: by how much levels, and slopes relatively, differ.
+SCALES = {"center": 0.1, "log_slope_N": 0.1, "log_slope_D": 0.1}
 HELD = tuple(f"spread_{site}" for site in SCALES)
 SITES = (*LAW, *HELD, *grid.SITES)
 NEW = "new"
@@ -65,7 +65,7 @@ def priors(data: dict[str, Any]) -> dict[str, Any]:
     recipes = len(data["recipes"])
     site = {name: jnp.full(recipes, value) for name, value in nested.sampled(data).items()}
     for name, median in SCALES.items():
-        spread = numpyro.sample(f"spread_{name}", dist.LogNormal(np.log(median), 1.0))
+        spread = numpyro.sample(f"spread_{name}", dist.LogNormal(np.log(median), 0.7))
         with numpyro.plate(f"recipes_{name}", recipes - 1):
             own = numpyro.sample(f"own_{name}", dist.Normal(site[name][0], spread))
         new = site[name][0] + spread * numpyro.sample(f"new_{name}", dist.Normal(0.0, 1.0))
