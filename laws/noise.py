@@ -21,6 +21,7 @@ from laws.forms import discrepancy
 TAILS = np.geomspace(1.2, 40.0, 40)  # degrees of freedom tried
 TRENDS, TREND_SD = np.linspace(-0.6, 0.6, 61), 0.1  # tried, per e-fold of compute; a priori a fifth a decade or two
 SHARED = np.array([0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 100.0])  # tried
+NAMED = 3  # outliers in a sentence
 Groups = tuple[np.ndarray, np.ndarray]
 
 
@@ -84,3 +85,22 @@ def likeliest_shared(
         logs = np.log(variance).sum(axis=1) + (len(y) - len(s)) * np.log(v[:, 0]) + np.log1p(shared * totals).sum()
         fits.append(np.max(-(squares + logs) / 2) - np.log1p(shared))
     return float(SHARED[int(np.argmax(fits))])
+
+
+# --- in words --------------------------------------------------------------------------------------------------------
+
+
+def sentence(noise: float, meta: dict[str, Any]) -> str:
+    """What a fit found of its runs' scatter; noise: the median of its draws."""
+    how = meta["scatter"]
+    parts = [f"runs scatter by {100 * noise:.2g}%"]
+    decade = np.exp(how["trend"] * np.log(10.0))
+    if not 0.9 < decade < 1.1:
+        parts[0] += f" in the middle of these, times {decade:.2g} a decade of compute"
+    if how["shared"]:
+        parts.append(f"checkpoints of a run are off together, by {100 * noise * np.sqrt(how['shared']):.2g}%")
+    if meta["outliers"]:
+        named = [f"{o['loss']:.4g} at N {o['params']:.3g}, D {o['tokens']:.3g}" for o in meta["outliers"][:NAMED]]
+        more = f" and {len(meta['outliers']) - NAMED} more" if len(meta["outliers"]) > NAMED else ""
+        parts.append(f"outliers count for little: {'; '.join(named)}{more}")
+    return ", ".join(parts)

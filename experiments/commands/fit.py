@@ -12,6 +12,7 @@ import laws
 from experiments import compile_cache, show
 from experiments.errors import InputError
 from experiments.options import Parser
+from laws import noise
 
 LEVEL = 0.9  # of the intervals shown
 
@@ -82,6 +83,9 @@ def run(args: argparse.Namespace) -> int:
             "warnings",
             "weights",
             "recipes",
+            "tails",
+            "scatter",
+            "outliers",
         )
         about = {name: meta[name] for name in kept if name in meta}
         print(show.as_json({"law": args.law, "out": str(out), "parameters": parameters, **about}))
@@ -92,6 +96,8 @@ def run(args: argparse.Namespace) -> int:
     title = f"{args.law}, fitted to {show.plural(meta['rows'] - meta['excluded'], 'run')} of {meta['source']}"
     show.console().print(show.table(title, ["", "median", f"{LEVEL:.0%} low", "high"], rows))
     print("diagnostics: " + ", ".join(f"{name} {value:.4g}" for name, value in meta["diagnostics"].items()))
+    if isinstance(meta.get("scatter"), dict):
+        print(f"noise: {noise.sentence(parameters['noise']['median'], meta)}")
     for warning in posterior.warnings:
         print(f"note: {warning}")
     asked = f"{out} --params N --tokens D" + (" --recipe NAME" if "recipes" in meta else "")
