@@ -97,7 +97,8 @@ def misfitting(raw: pd.DataFrame) -> pd.DataFrame:
 
 
 def misfitting_checkpoints(raw: pd.DataFrame) -> pd.DataFrame:
-    return misfitting(raw).assign(step=raw["current_steps"], portion=raw["portion_steps_elapsed"])
+    run = raw[["model", "sweep", "total_steps", "peak_lr"]].astype(str).agg(" ".join, axis=1)
+    return misfitting(raw).assign(run_id=run, step=raw["current_steps"], portion=raw["portion_steps_elapsed"])
 
 
 def gadre(raw: pd.DataFrame) -> pd.DataFrame:
