@@ -1,7 +1,7 @@
 """The mode of a numpyro model's unconstrained posterior, and normal approximations there.
 
-float64 holds only inside `jax.enable_x64`: the process's own setting is untouched. Compiled programs are kept per model, so
-that refits of the same shape (cross-validation) start at once.
+float64 holds only inside `jax.enable_x64`: the process's own setting is untouched. Compiled programs are kept per model,
+so that refits of the same shape (cross-validation) start at once.
 """
 
 from __future__ import annotations
@@ -48,13 +48,14 @@ def mode(
     """Constrained values of every site, deterministic ones too, at the posterior's mode. hold: as `sample` has it."""
     with jax.enable_x64(True):
         data = {key: jnp.asarray(value) for key, value in data.items()}
-        at, scale = find_mode(model, data, start, hold, name)
+        at, _ = find_mode(model, data, start, hold, name)
         out = constrained(model, data, at, ravel_pytree(at)[0][None, None])
     return {k: np.asarray(v)[0, 0] for k, v in out.items()}
 
 
 def constrained(model: Model, data: dict[str, Any], mode: dict[str, dict], z: jax.Array) -> dict[str, jax.Array]:
-    """Site -> constrained values [chain, draw, ...], deterministic ones too, of z [chain, draw, k], laid out as `mode`."""
+    """Site -> constrained values [chain, draw, ...], deterministic ones too, of z [chain, draw, k], laid out as
+    `mode`."""
     unravel = ravel_pytree(mode)[1]
     return _programs(model, options(data))["constrain"](jax.vmap(jax.vmap(lambda one: sites(unravel(one))))(z), data)
 

@@ -2,8 +2,8 @@
 
 The posterior is turned into something close to a standard normal, by a factor of the inverse Hessian at its mode and
 then of the covariance of a short first run, or at once by that of a mixture of normal approximations: NUTS then needs
-few steps whatever the scales and correlations of the parameters. Compiled programs are kept per model, so that refits of
-the same shape start at once. float64 holds only inside `jax.enable_x64`: the process's own setting is untouched.
+few steps whatever the scales and correlations of the parameters. Compiled programs are kept per model, so that refits
+of the same shape start at once. float64 holds only inside `jax.enable_x64`: the process's own setting is untouched.
 """
 
 from __future__ import annotations

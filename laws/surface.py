@@ -39,10 +39,10 @@ def sample(
     domain = discrepancy.domain(data)
     phi = discrepancy.features(domain, data)
     felt, run = phi * form_error, data.get("run")
-    data = {key: value for key, value in data.items() if key != "run"}
+    one = 1 / np.sqrt(data.get("seeds", np.ones(len(phi))))  # size of the noise of a mean over seeds
+    data = {key: value for key, value in data.items() if key not in ("run", "seeds")}
     compute = data["n"] + data["d"]
-    trend, shared = 0.0, 0.0
-    sizes = np.ones(len(phi))  # of the noise of each run
+    trend, shared, sizes = 0.0, 0.0, one
     weight, df = np.ones(len(phi)), 4.0  # of each run, for its own precision: small far off the curve
     values = form.start(data)
     for _ in range(ROUNDS):
@@ -59,8 +59,8 @@ def sample(
         turned = discrepancy.rotate(np.sqrt(precision)[:, None] * explained)
         error, variance = discrepancy.conditional_noise(turned, residual, precision, sd, 1.0)
         scaled = (error**2 + variance) / sd**2
-        df, trend = noise.tails_and_trend(scaled, compute, 3.0 if form_error else 1.0)
-        sizes = np.exp(trend * compute)
+        df, trend = noise.tails_and_trend(scaled / one**2, compute, 3.0 if form_error else 1.0)
+        sizes = one * np.exp(trend * compute)
         weight = (df + 1) / (df + scaled / sizes**2)
         if np.abs(weight / sizes**2 - precision).max() < TOLERANCE * precision.max():
             break

@@ -64,8 +64,8 @@ def _growth(box: dict[str, list[float]], x: dict[str, Any]) -> np.ndarray:
 
 
 def rotate(weighted: np.ndarray) -> Rotated:
-    """(Q [point, k], s [k]): the singular values above 3e-5 of the largest, and left vectors, of whitened features W phi
-    [point, feature], W^T W the inverse of the noise's covariance in units of noise^2.
+    """(Q [point, k], s [k]): the singular values above 3e-5 of the largest, and left vectors, of whitened features
+    W phi [point, feature], W^T W the inverse of the noise's covariance in units of noise^2.
 
     With residuals r = form_error phi w + noise W^-1 e, w and e standard normal, the coordinates Q^T W r are independent
     with variance noise^2 + form_error^2 s^2, and the rest is noise.

@@ -18,16 +18,30 @@ MAX_CELLS = 20_000  # which take minutes
 
 def best_per_cell(runs: pd.DataFrame, target: str, covariates: Sequence[str] = ()) -> pd.DataFrame:
     """One row a (params, tokens) cell: its lowest `target`, the loss of the best learning rate and batch size tried;
-    with that run's `run_id` where runs have one.
+    with that run's `run_id` where runs have one. Of runs that differ only in their `seed` the mean counts, and `seeds`
+    says of how many.
 
     covariates: further columns that tell cells apart. The minimum over noisy runs is biased low by about one noise
     standard deviation where a cell has many near-optimal runs; that bias is common to such cells and is absorbed by
     the noise.
     """
     keys = ["params", "tokens", *covariates]
-    columns = [*keys, target, *(["run_id"] if "run_id" in runs else [])]
-    runs = runs.reset_index(drop=True)
+    runs = _over_seeds(runs.reset_index(drop=True), target, keys)
+    columns = [*keys, target, *(c for c in ("run_id", "seeds") if c in runs)]
     return runs.loc[runs.groupby(keys, sort=True)[target].idxmin(), columns].reset_index(drop=True)
+
+
+def _over_seeds(runs: pd.DataFrame, target: str, keys: list[str]) -> pd.DataFrame:
+    """`runs`, those that differ only in their seed as one row with their mean loss."""
+    if "seed" not in runs:
+        return runs
+    settings = [*keys, *(c for c in ("lr", "batch_tokens") if c in runs)]
+    group = runs.groupby(settings, dropna=False)
+    seeds = group["seed"].transform("nunique")
+    repeated = (seeds > 1) & (seeds == group["seed"].transform("size"))
+    mean = group[target].transform("mean").where(repeated, runs[target])
+    kept = ~repeated | ~runs.duplicated(settings)
+    return runs.assign(**{target: mean, "seeds": seeds.where(repeated, 1)})[kept].reset_index(drop=True)
 
 
 def _checkpoints(best: pd.DataFrame) -> dict[str, np.ndarray]:
@@ -52,7 +66,8 @@ def prepare(
     than `sizes` distinct params or `budgets` distinct tokens (a size counts as often as it is trained), more than
     MAX_CELLS, or if the loss does not vary.
 
-    The arrays are those of `coordinates`, `log_loss` and `ln_L`, its mean; `run` where cells are checkpoints."""
+    The arrays are those of `coordinates`, `log_loss` and `ln_L`, its mean; `run` where cells are checkpoints, `seeds`
+    where there are several."""
     best = best_per_cell(runs, target, covariates)
     n_sizes, n_budgets = best["params"].nunique(), best["tokens"].nunique()
     if len(best) < parameters + 2 or n_sizes < sizes or n_budgets < budgets:
@@ -74,6 +89,8 @@ def prepare(
     columns = {c: best[c].to_numpy(float) for c in ("params", "tokens", *covariates)}
     center = {_center(c): float(np.log(x).mean()) for c, x in columns.items() if c != "recipe"}
     data = coordinates(columns, center) | _checkpoints(best)
+    if "seeds" in best:
+        data["seeds"] = best["seeds"].to_numpy(float)
     data |= {"log_loss": np.log(loss), "ln_L": np.log(loss).mean()}
     notes = _rising(data) + _unfinished(runs)
     return data, {"center": center, "cells": len(best), "rows_used": len(best), "notes": notes}

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
+import pandas as pd
 import pytest
 from scipy.stats import multivariate_normal
 
@@ -121,3 +122,28 @@ def test_rows_before_the_end_of_their_schedule_are_warned_of():
     runs.loc[:4, "portion"] = 0.4
     (note,) = [w for w in laws.fit("chinchilla", runs, laplace=True).warnings if "portion" in w]
     assert note.startswith("5 of")
+
+
+# --- seeds -----------------------------------------------------------------------------------------------------------
+
+
+def test_of_seeds_the_mean_counts_and_of_settings_the_best():
+    runs = pd.DataFrame(
+        {"params": 1e9, "tokens": 2e10, "lr": [1e-3] * 3 + [2e-3], "seed": [0, 1, 2, 0], "loss": [2.0, 2.3, 2.6, 2.5]}
+    )
+    best = grid.best_per_cell(runs, "loss")
+    assert best["loss"].item() == pytest.approx(2.3) and best["seeds"].item() == 3
+    assert grid.best_per_cell(runs.drop(columns="seed"), "loss")["loss"].item() == 2.0
+    assert grid.best_per_cell(runs.assign(seed=0), "loss")["loss"].item() == 2.0  # told apart by something else
+
+
+def test_a_mean_over_seeds_counts_for_more():
+    """Four seeds in every cell: the noise is that of one run, not of the mean, and the curve is known twice as well."""
+    truth = loss_grid("chinchilla", 0.0)
+    four = pd.concat([loss_grid("chinchilla", 0.01, seed=k).assign(seed=k) for k in range(4)])
+    many, one = (laws.fit("chinchilla", runs, laplace=True) for runs in (four, loss_grid("chinchilla", 0.01)))
+    assert np.median(many.draws["noise"]) == pytest.approx(0.01, rel=0.25)
+    assert np.median(one.draws["noise"]) == pytest.approx(0.01, rel=0.25)
+    where = {"params": truth["params"].to_numpy(), "tokens": truth["tokens"].to_numpy()}
+    widths = [np.mean(np.diff(np.log(p.predict(**where).mean_loss.interval()), axis=0)) for p in (many, one)]
+    assert widths[0] < 0.75 * widths[1]
