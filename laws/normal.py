@@ -1,7 +1,7 @@
 """The mode of a numpyro model's unconstrained posterior, and normal approximations there.
 
-float64 holds only inside `jax.enable_x64`: the process's own setting is untouched. Compiled programs are kept per model,
-so that refits of the same shape (cross-validation) start at once.
+float64 holds only inside `jax.enable_x64`: the process's own setting is untouched. Compiled programs are kept per
+model, so that refits of the same shape (cross-validation) start at once.
 """
 
 from __future__ import annotations
