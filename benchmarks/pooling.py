@@ -98,7 +98,7 @@ def report(results: dict) -> str:
     lines += [
         "",
         f"| recipe | cells kept | predicted | error %: {head} | pooled inside 90% |",
-        "|---|" * (len(FITS) + 4),
+        "|---" * (len(FITS) + 4) + "|",
     ]
     for (_, few, recipe), r in results.items():
         errors = " | ".join(f"{100 * r[fit]['error'].mean():.2f}" if fit in r else "" for fit in FITS)

@@ -26,6 +26,7 @@ FORMULAS = {
     "steplaw": "lr* = e^lr_const · N^lr_N · D^lr_D,   B* = e^batch_const · N^batch_N · D^batch_D   (B in tokens)",
     "chinchilla": "L = E + A / N^alpha + B / D^beta",
     "nested": "L = E + (A / N^alpha + B / D^beta)^k",
+    "pooled": "L = E + (A / N^alpha + B / D^beta)^k for each recipe, its level and slopes near a common law's",
     "kaplan": "L = ((N_c / N)^(alpha_N / alpha_D) + D_c / D)^alpha_D",
     "data_constrained": "L = E + A / N'^alpha + B / D'^beta,   D' = U (1 + R_D (1 - exp((1 - D / U) / R_D))), N' alike",
     "moe": "L = E + A / N'^alpha + B / D^beta,   N' = N_active^(1 - eta) N^eta",
@@ -91,6 +92,12 @@ SITES: dict[str, Sites] = {
         "gap_slope": ("its slope, d ln / d ln N", "", None),
         "decay": ("exponent of D, at the centre", "", np.exp),
         "decay_slope": ("its slope, d ln / d ln N", "", None),
+    }
+    | _NOISE,
+    "pooled": {
+        "spread_center": ("by how much recipes' losses differ, at the centre", "%", lambda x: 100 * x),
+        "spread_log_slope_N": ("by how much their slopes in N do", "%", lambda x: 100 * x),
+        "spread_log_slope_D": ("by how much their slopes in D do", "%", lambda x: 100 * x),
     }
     | _NOISE,
     "stack": _NOISE,

@@ -29,6 +29,7 @@ def folder(tmp_path_factory):
     (grid,) = [text for kind, text in BLOCKS if kind == "python" and "# my_grid.py" in text]
     (folder / "my_grid.py").write_text(grid)
     rng = np.random.default_rng(0)
+    recipes = ["params,tokens,loss,recipe"]
     for name, floor in (("my_runs.csv", 1.7), ("other_runs.csv", 1.65)):
         rows = ["params,tokens,loss"]
         for n in np.geomspace(1e7, 1e9, 6):
@@ -36,6 +37,8 @@ def folder(tmp_path_factory):
                 loss = (floor + 400 / n**0.34 + 1200 / d**0.33) * np.exp(rng.normal(0, 0.002))
                 rows.append(f"{n:.0f},{d:.0f},{loss:.5f}")
         (folder / name).write_text("\n".join(rows) + "\n")
+        recipes += [f"{row},{'mine' if name == 'my_runs.csv' else 'theirs'}" for row in rows[1:]]
+    (folder / "recipes.csv").write_text("\n".join(recipes) + "\n")
     return folder
 
 

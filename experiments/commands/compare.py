@@ -72,7 +72,7 @@ def _answer(args: argparse.Namespace, found: Any) -> dict[str, Any]:
 
 def _two(args: argparse.Namespace) -> tuple[laws.Posterior, laws.Posterior]:
     if (args.b is None) == (args.recipes is None):
-        raise InputError("give two posteriors, or one of pooled and --recipes X,Y")
+        raise InputError("give B, another posterior, or --recipes X,Y, two recipes of a pooled fit")
     if args.recipes is None:
         return laws.load_posterior(args.a), laws.load_posterior(args.b)
     names = args.recipes.split(",")
