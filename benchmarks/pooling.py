@@ -20,25 +20,16 @@ import pandas as pd
 import laws
 from benchmarks.extrapolation import judge
 from experiments import compile_cache
-from laws import datasets
 from laws.errors import FitError
 from laws.forms.grid import best_per_cell
 
 TABLES = ("gadre", "marin-comma,marin-dclm,marin-nemotron")
-EVERY = "every table"
 FITS = ("pooled", "few alone", "recipes ignored", "others, times a factor")
 
 
 def cells_of(name: str) -> pd.DataFrame:
-    """The best loss of each cell of each recipe; `EVERY`: of each independent published table, as a recipe."""
-    if name != EVERY:
-        return best_per_cell(laws.load_runs(name), "eval_loss", ["recipe"]).rename(columns={"eval_loss": "loss"})
-    every = []
-    for table in datasets.loss_tables():
-        if not table.repeats:
-            best = best_per_cell(datasets.load_loss_table(table).dropna(subset=[table.target]), table.target)
-            every.append(best.rename(columns={table.target: "loss"}).assign(recipe=table.label))
-    return pd.concat(every, ignore_index=True)
+    """The best loss of each cell of each recipe."""
+    return best_per_cell(laws.load_runs(name), "eval_loss", ["recipe"]).rename(columns={"eval_loss": "loss"})
 
 
 def hold_out(cells: pd.DataFrame, recipe: str, few: int, laplace: bool) -> dict[str, dict[str, np.ndarray]]:
@@ -64,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--laplace", action="store_true", help="normal approximations in place of NUTS: a quick look")
     parser.add_argument("--few", default="6,12", help="cells that the recipe keeps")
-    parser.add_argument("--tables", default=";".join((*TABLES, EVERY)), help="with semicolons")
+    parser.add_argument("--tables", default=";".join(TABLES), help="with semicolons")
     args = parser.parse_args()
     compile_cache.use()
     began, results = time.perf_counter(), {}
