@@ -48,7 +48,9 @@ def fit(
     posteriors, refused = {}, {}
     for k, member in enumerate(MEMBERS):
         if len(cells) < LEAST.get(member, 0):
-            refused[member] = f"it goes astray on fewer than {LEAST[member]} (params, tokens) cells; these are {len(cells)}"
+            refused[member] = (
+                f"it goes astray on fewer than {LEAST[member]} (params, tokens) cells; these are {len(cells)}"
+            )
             continue
         moved = partial(_moved, progress, k) if progress else False
         try:
