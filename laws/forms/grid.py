@@ -161,7 +161,8 @@ def observe(log_curve: Any, data: dict[str, Any]) -> None:
     along = data["project"].T @ whitened
     variance = noise**2 + form_error**2 * data["spread"]
     # Coordinates along the features have `variance`, the others noise^2; padding adds zeros to `along` and `spread`.
-    squares = jnp.sum(along**2 / variance) + (jnp.sum(whitened**2) - jnp.sum(along**2)) / noise**2
+    rest = jnp.maximum(jnp.sum(whitened**2) - jnp.sum(along**2), 0.0)  # rounding can take it below
+    squares = jnp.sum(along**2 / variance) + rest / noise**2
     logs = jnp.sum(jnp.log(variance)) + (data["count"] - len(data["spread"])) * 2 * jnp.log(noise)
     numpyro.factor("log_loss", -(squares + logs) / 2)
 
