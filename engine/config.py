@@ -16,7 +16,8 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine.errors import InputError
+from engine.architecture import DERIVED, ModelConfig
+from engine.errors import InputError, require
 
 # Dotted names of the numbers that may differ between the trials of one program.
 HYPERS = (
@@ -30,6 +31,9 @@ HYPERS = (
     "optim.weight_decay",
     "optim.clip_norm",
     "optim.z_loss",
+    "optim.balance_loss",
+    "optim.router_z_loss",
+    "optim.router_bias_rate",
     "tokens",
     "init_std",
     "seed",
@@ -39,52 +43,6 @@ HYPERS = (
 @functools.cache
 def _hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls)
-
-
-def _require(ok: bool, message: str) -> None:
-    if not ok:
-        raise InputError(message)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """A decoder-only transformer: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
-
-    vocab_size: int = 257  # entries of the embedding and of the output head
-    d_model: int = 64
-    n_layers: int = 2
-    n_heads: int = 2
-    n_kv_heads: int | None = None  # None: one key/value head per query head
-    head_dim: int | None = None  # None: d_model / n_heads
-    d_ff: int | None = None  # None: 8/3 d_model, rounded up to a multiple of 8
-    tied_embeddings: bool = False  # the output head is the embedding, transposed
-    rope_theta: float = 10_000.0
-    norm_eps: float = 1e-6
-
-    def __post_init__(self) -> None:
-        for name in ("vocab_size", "d_model", "n_layers", "n_heads"):
-            _require(getattr(self, name) >= 1, f"model.{name} is {getattr(self, name)}; it must be at least 1")
-        if self.n_kv_heads is None:
-            object.__setattr__(self, "n_kv_heads", self.n_heads)
-        if self.head_dim is None:
-            _require(
-                self.d_model % self.n_heads == 0,
-                f"model.d_model {self.d_model} is not a multiple of model.n_heads {self.n_heads}; "
-                "change one, or set model.head_dim",
-            )
-            object.__setattr__(self, "head_dim", self.d_model // self.n_heads)
-        if self.d_ff is None:
-            object.__setattr__(self, "d_ff", -(-8 * self.d_model // 24) * 8)
-        assert self.n_kv_heads is not None and self.head_dim is not None and self.d_ff is not None
-        _require(self.d_ff >= 1, f"model.d_ff is {self.d_ff}; it must be at least 1")
-        _require(
-            self.n_kv_heads >= 1 and self.n_heads % self.n_kv_heads == 0,
-            f"model.n_kv_heads {self.n_kv_heads} does not divide model.n_heads {self.n_heads}",
-        )
-        _require(
-            self.head_dim >= 2 and self.head_dim % 2 == 0,
-            f"model.head_dim is {self.head_dim}; rotary positions need an even number",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,24 +61,31 @@ class OptimConfig:
     weight_decay: float = 0.1  # on matrices; not on norms and embeddings
     clip_norm: float = 1.0  # global gradient norm
     z_loss: float = 0.0  # weight of mean(logsumexp^2)
+    # Of experts; a dense model has none. Each loss is summed over the routed layers.
+    balance_loss: float = 0.01  # weight of the load-balance loss, which is 1 where experts share evenly
+    router_z_loss: float = 0.001  # weight of mean(logsumexp^2) of the router
+    router_bias_rate: float = 0.001  # step of model.router_bias
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.schedule in ("cosine", "wsd"),
             f"optim.schedule is {self.schedule!r}; known schedules: cosine, wsd",
         )
-        _require(
+        require(
             math.isfinite(self.lr) and self.lr > 0,
             f"optim.lr is {self.lr}; it must be a positive finite number",
         )
-        for name in ("final_lr", "warmup_steps", "weight_decay", "z_loss"):
+        for name in (
+            *("final_lr", "warmup_steps", "weight_decay"),
+            *("z_loss", "balance_loss", "router_z_loss", "router_bias_rate"),
+        ):
             value = getattr(self, name)
-            _require(math.isfinite(value) and value >= 0, f"optim.{name} is {value}; it must be zero or more")
+            require(math.isfinite(value) and value >= 0, f"optim.{name} is {value}; it must be zero or more")
         for name in ("eps", "clip_norm"):
-            _require(getattr(self, name) > 0, f"optim.{name} is {getattr(self, name)}; it must be positive")
+            require(getattr(self, name) > 0, f"optim.{name} is {getattr(self, name)}; it must be positive")
         for name in ("beta1", "beta2"):
-            _require(0 <= getattr(self, name) < 1, f"optim.{name} is {getattr(self, name)}; it must be in [0, 1)")
-        _require(
+            require(0 <= getattr(self, name) < 1, f"optim.{name} is {getattr(self, name)}; it must be in [0, 1)")
+        require(
             0 < self.decay_fraction <= 1,
             f"optim.decay_fraction is {self.decay_fraction}; it must be in (0, 1]",
         )
@@ -136,10 +101,10 @@ class DataConfig:
     seed: int = 0  # the order of the sequences
 
     def __post_init__(self) -> None:
-        _require(self.seq_len >= 2, f"data.seq_len is {self.seq_len}; it must be at least 2")
-        _require(bool(self.corpus), "data.corpus is empty; name a corpus or a folder of text files")
+        require(self.seq_len >= 2, f"data.seq_len is {self.seq_len}; it must be at least 2")
+        require(bool(self.corpus), "data.corpus is empty; name a corpus or a folder of text files")
         vocab = self.tokenizer.removeprefix("bpe-")
-        _require(
+        require(
             self.tokenizer == "bytes" or (self.tokenizer != vocab and vocab.isdigit() and int(vocab) >= 258),
             f"data.tokenizer is {self.tokenizer!r}; use 'bytes' or 'bpe-V' with V at least 258, such as bpe-1024",
         )
@@ -162,7 +127,7 @@ class MeshConfig:
         sizes = dataclasses.asdict(self)
         for name, size in sizes.items():
             auto = size == -1 and name in ("trial", "data")
-            _require(size >= 1 or auto, f"mesh.{name} is {size}; it must be at least 1 (trial and data: or -1)")
+            require(size >= 1 or auto, f"mesh.{name} is {size}; it must be at least 1 (trial and data: or -1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,22 +148,22 @@ class TrainConfig:
     eval_sequences: int = 64  # held-out sequences scored at the end
 
     def __post_init__(self) -> None:
-        _require(self.batch_size >= 1, f"batch_size is {self.batch_size}; it must be at least 1 sequence")
-        _require(
+        require(self.batch_size >= 1, f"batch_size is {self.batch_size}; it must be at least 1 sequence")
+        require(
             math.isfinite(self.tokens) and self.tokens > 0,
             f"tokens is {self.tokens}; it must be a positive number",
         )
-        _require(self.init_std > 0, f"init_std is {self.init_std}; it must be positive")
-        _require(0 <= self.seed < 2**31, f"seed is {self.seed}; it must be in [0, 2^31)")
-        _require(self.dtype in ("float32", "bfloat16"), f"dtype is {self.dtype!r}; known dtypes: float32, bfloat16")
-        _require(self.loss_chunk >= 0, f"loss_chunk is {self.loss_chunk}; it must be zero or more tokens")
-        _require(self.eval_sequences >= 1, f"eval_sequences is {self.eval_sequences}; it must be at least 1")
-        _require(
+        require(self.init_std > 0, f"init_std is {self.init_std}; it must be positive")
+        require(0 <= self.seed < 2**31, f"seed is {self.seed}; it must be in [0, 2^31)")
+        require(self.dtype in ("float32", "bfloat16"), f"dtype is {self.dtype!r}; known dtypes: float32, bfloat16")
+        require(self.loss_chunk >= 0, f"loss_chunk is {self.loss_chunk}; it must be zero or more tokens")
+        require(self.eval_sequences >= 1, f"eval_sequences is {self.eval_sequences}; it must be at least 1")
+        require(
             self.tokens >= self.batch_tokens,
             f"tokens is {self.tokens:g}, less than one batch of {self.batch_tokens} tokens "
             f"({self.batch_size} sequences of {self.data.seq_len}); raise tokens or lower batch_size",
         )
-        _require(
+        require(
             self.optim.warmup_steps < self.steps or self.optim.warmup_steps == 0,
             f"optim.warmup_steps is {self.optim.warmup_steps}, but the run has only {self.steps} steps, so optim.lr "
             "would never be reached; lower optim.warmup_steps or raise tokens",
@@ -272,17 +237,17 @@ def field_names(cls: Any = TrainConfig, prefix: str = "") -> list[str]:
 def replace(config: TrainConfig, changes: dict[str, Any]) -> TrainConfig:
     """`config` with dotted fields changed, `{"optim.lr": 1e-3}`; strings such as "1e-3" are read as the field's type.
 
-    Fields that `ModelConfig` derives (head_dim, n_kv_heads, d_ff) are derived anew when the fields that they come
-    from change, unless they were set to something else. Raises InputError on an unknown field or a bad value.
+    Fields that `ModelConfig` derives (`DERIVED`) are derived anew when the fields that they come from change, unless
+    they were set to something else. Raises InputError on an unknown field or a bad value.
     """
     values = to_dict(config)
     model = values["model"]
     derived = (
-        to_dict(ModelConfig(**{k: v for k, v in model.items() if k not in ("head_dim", "n_kv_heads", "d_ff")}))
+        to_dict(ModelConfig(**{k: v for k, v in model.items() if k not in DERIVED}))
         if model["d_model"] % model["n_heads"] == 0
         else {}
     )
-    for name in ("head_dim", "n_kv_heads", "d_ff"):
+    for name in DERIVED:
         if model[name] == derived.get(name):
             model[name] = None
     known = field_names()

@@ -1,12 +1,16 @@
 """Layers as pure functions of arrays. Every one carries the trial axis G in front: G models, one program.
 
-Shapes: G trials, B sequences, T tokens, D d_model, H query heads, K key/value heads, C head_dim, F d_ff, V vocabulary.
+Shapes: G trials, B sequences, T tokens, D d_model, H query heads, K key/value heads, C head_dim, F d_ff, V vocabulary;
+"..." any axes.
 """
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def embed(table_GVD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
@@ -14,11 +18,12 @@ def embed(table_GVD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
     return table_GVD[:, tokens_BT]
 
 
-def rmsnorm(x_GBTD: jax.Array, scale_GD: jax.Array, eps: float) -> jax.Array:
-    """x / rms(x) * scale, computed in float32."""
-    x = x_GBTD.astype(jnp.float32)
-    x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + jnp.float32(eps))
-    return (x * scale_GD[:, None, None, :]).astype(x_GBTD.dtype)
+def rmsnorm(x: jax.Array, scale_GD: jax.Array, eps: float) -> jax.Array:
+    """x / rms(x) * scale over the last axis of x [G, ..., D], computed in float32."""
+    x32 = x.astype(jnp.float32)
+    x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + jnp.float32(eps))
+    scale = scale_GD.reshape(scale_GD.shape[0], *[1] * (x.ndim - 2), scale_GD.shape[1])
+    return (x32 * scale).astype(x.dtype)
 
 
 def rope_table(n_positions: int, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
@@ -35,8 +40,34 @@ def rope(x_GBTHC: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
-def swiglu(x_GBTD: jax.Array, gate_GDF: jax.Array, up_GDF: jax.Array, down_GFD: jax.Array) -> jax.Array:
-    """down(silu(gate x) * up x) (Shazeer 2020)."""
-    gate = jnp.einsum("gbtd,gdf->gbtf", x_GBTD, gate_GDF)
+def alibi_slopes(n_heads: int) -> np.ndarray:
+    """The heads' slopes [H] (Press et al. 2022): 2^(-8 h / n), h = 1..n, n the largest power of two not above H; the
+    others are every other one of the 2n heads' slopes."""
+    n = 2 ** int(math.log2(n_heads))
+    first = 2.0 ** (-8.0 * np.arange(1, n + 1) / n)
+    rest = 2.0 ** (-4.0 * (2 * np.arange(n_heads - n) + 1) / n)
+    return np.concatenate([first, rest]).astype(np.float32)
+
+
+def alibi(n_positions: int, n_heads: int, *, sqrt: bool) -> jax.Array:
+    """Attention bias [H, T, T]: -slope (t - s) for query t and key s; sqrt: -slope sqrt(t - s), as in Step Law."""
+    at = jnp.arange(n_positions, dtype=jnp.float32)
+    distance_TT = jnp.maximum(at[:, None] - at[None, :], 0.0)
+    return -jnp.asarray(alibi_slopes(n_heads))[:, None, None] * (jnp.sqrt(distance_TT) if sqrt else distance_TT)[None]
+
+
+def feed_forward(x_GBTD: jax.Array, gate_GDF: jax.Array | None, up_GDF: jax.Array, down_GFD: jax.Array) -> jax.Array:
+    """down(silu(gate x) * up x) (SwiGLU, Shazeer 2020); without a gate down(gelu(up x)), gelu by its tanh form."""
+    gate = None if gate_GDF is None else jnp.einsum("gbtd,gdf->gbtf", x_GBTD, gate_GDF)
     up = jnp.einsum("gbtd,gdf->gbtf", x_GBTD, up_GDF)
-    return jnp.einsum("gbtf,gfd->gbtd", jax.nn.silu(gate) * up, down_GFD)
+    return jnp.einsum("gbtf,gfd->gbtd", activate(gate, up), down_GFD)
+
+
+def activate(gate: jax.Array | None, up: jax.Array) -> jax.Array:
+    """What a feed-forward does between its matrices."""
+    return jax.nn.gelu(up, approximate=True) if gate is None else jax.nn.silu(gate) * up
+
+
+def softcap(logits: jax.Array, cap: float) -> jax.Array:
+    """cap tanh(logits / cap); 0 caps nothing."""
+    return cap * jnp.tanh(logits / cap) if cap else logits

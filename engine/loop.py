@@ -45,7 +45,8 @@ class Result:
 
     config: TrainConfig
     params: Any  # pytree of numpy arrays, as `engine.init` returns
-    metrics: dict[str, np.ndarray]  # "step", "loss" (nats per token), "lr", "grad_norm": one entry a step
+    metrics: dict[str, np.ndarray]  # "step", "loss" (nats per token), "lr", "grad_norm": one entry a step; of a
+    # mixture of experts also "expert_load" [steps, routed layers, experts], each expert's share of a layer's choices
     row: dict[str, Any]  # its run-table row
     checkpoint: Path | None  # folder of its last checkpoint; None when none was asked for
 
@@ -186,7 +187,7 @@ def _advance(
     def read_all_but(kept: int) -> None:
         while len(unread) > kept:
             metrics, n = unread.pop(0)
-            history.extend({name: rows[:n] for name, rows in jax.device_get(metrics)._asdict().items()})
+            history.extend({name: rows[:n] for name, rows in step.as_dict(jax.device_get(metrics)).items()})
             pace.mark(history.steps)
 
     with jax.transfer_guard("disallow"):
@@ -267,16 +268,19 @@ class _Pace:
 
 
 class _History:
-    """Metrics of every step done, [steps, G], and where each trial first went wrong."""
+    """Metrics of every step done, [steps, G, ...], and where each trial first went wrong."""
 
     def __init__(self, total: int, n_trials: int):
         self.steps = 0
-        self._rows = {name: np.zeros((total, n_trials), np.float32) for name in step.Metrics._fields}
+        self._total = total
+        self._rows: dict[str, np.ndarray] = {}
         self._diverged = np.zeros(n_trials, bool)
 
     def extend(self, rows: Mapping[str, np.ndarray]) -> None:
         end = self.steps + len(rows["loss"])
         for name, values in rows.items():
+            if name not in self._rows:
+                self._rows[name] = np.zeros((self._total, *values.shape[1:]), np.float32)
             self._rows[name][self.steps : end] = values
         self._diverged |= ~(np.isfinite(rows["loss"]) & np.isfinite(rows["grad_norm"])).all(axis=0)
         self.steps = end
@@ -289,11 +293,11 @@ class _History:
         return bool(np.all(self._diverged | (self.steps >= horizons)))
 
     def progress(self, pace: _Pace, tokens_per_step: int) -> Progress:
-        total = len(self._rows["loss"])
         last = self._rows["loss"][self.steps - 1]
         loss = float(np.mean(last[np.isfinite(last)])) if np.isfinite(last).any() else float("nan")
         per_step = pace.seconds_per_step() or float("nan")
-        return Progress(self.steps, total, tokens_per_step / per_step, loss, (total - self.steps) * per_step)
+        left = self._total - self.steps
+        return Progress(self.steps, self._total, tokens_per_step / per_step, loss, left * per_step)
 
 
 def _diverged_at(metrics: Mapping[str, np.ndarray]) -> int | None:

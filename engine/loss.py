@@ -1,18 +1,29 @@
 """Cross-entropy per trial, optionally in chunks so that full logits never exist.
 
-Shapes: G trials, B sequences, T tokens, D d_model, V vocabulary, S tokens of a chunk, M chunks.
+Shapes: G trials, B sequences, T tokens, D d_model, V vocabulary, S tokens of a chunk, N chunks,
+M routed layers.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from engine import layers
 from engine import model as model_lib
-from engine.config import ModelConfig
+from engine.architecture import ModelConfig
+from engine.moe import Routing
+
+
+class Losses(NamedTuple):
+    """Sums over a batch, [G] each, and what its routed layers did ([M, G, ...]; None for a dense model)."""
+
+    nll_G: jax.Array  # weighted negative log-likelihood in nats
+    z_G: jax.Array  # weighted logsumexp^2 (z-loss)
+    routing: Routing | None
 
 
 def token_losses(
@@ -23,40 +34,42 @@ def token_losses(
     *,
     dtype: Any,
     chunk: int,
-) -> tuple[jax.Array, jax.Array]:
-    """Sums over the batch, [G] each: weighted negative log-likelihood in nats, and weighted logsumexp^2 (z-loss).
+) -> Losses:
+    """Cross-entropy of every trial on a batch, and its routing.
 
     tokens_BT1: [B, T+1] int32, inputs and their successors. weights_BT: float32, 0 leaves a token out.
     chunk: tokens whose logits exist at a time, 0 for all at once.
     """
     inputs, targets = tokens_BT1[:, :-1], tokens_BT1[:, 1:]
-    x_GSD = model_lib.hidden(config, params_G, inputs, dtype)
+    x_GSD, routing = model_lib.hidden(config, params_G, inputs, dtype)
     x_GSD = x_GSD.reshape(x_GSD.shape[0], -1, x_GSD.shape[-1])
     head_GDV = model_lib.head(params_G).astype(dtype)
     targets_S, weights_S = targets.reshape(-1), weights_BT.reshape(-1)
     n = targets_S.shape[0]
     if chunk == 0 or chunk >= n:
-        return _chunk_losses(head_GDV, x_GSD, targets_S, weights_S)
+        return Losses(*_chunk_losses(config, head_GDV, x_GSD, targets_S, weights_S), routing)
 
     pad = -n % chunk
     x_GSD = jnp.pad(x_GSD, ((0, 0), (0, pad), (0, 0)))
-    x_MGSD = jnp.moveaxis(x_GSD.reshape(x_GSD.shape[0], -1, chunk, x_GSD.shape[-1]), 1, 0)
-    targets_MS = jnp.pad(targets_S, (0, pad)).reshape(-1, chunk)
-    weights_MS = jnp.pad(weights_S, (0, pad)).reshape(-1, chunk)
+    x_NGSD = jnp.moveaxis(x_GSD.reshape(x_GSD.shape[0], -1, chunk, x_GSD.shape[-1]), 1, 0)
+    targets_NS = jnp.pad(targets_S, (0, pad)).reshape(-1, chunk)
+    weights_NS = jnp.pad(weights_S, (0, pad)).reshape(-1, chunk)
 
     @partial(jax.checkpoint, policy=jax.checkpoint_policies.nothing_saveable)
     def body(sums: tuple[jax.Array, jax.Array], xs: Any) -> tuple[tuple[jax.Array, jax.Array], None]:
-        nll, z = _chunk_losses(head_GDV, *xs)
+        nll, z = _chunk_losses(config, head_GDV, *xs)
         return (sums[0] + nll, sums[1] + z), None
 
     zero = jnp.zeros(x_GSD.shape[0])
-    return jax.lax.scan(body, (zero, zero), (x_MGSD, targets_MS, weights_MS))[0]
+    sums, _ = jax.lax.scan(body, (zero, zero), (x_NGSD, targets_NS, weights_NS))
+    return Losses(*sums, routing)
 
 
 def _chunk_losses(
-    head_GDV: jax.Array, x_GSD: jax.Array, targets_S: jax.Array, weights_S: jax.Array
+    config: ModelConfig, head_GDV: jax.Array, x_GSD: jax.Array, targets_S: jax.Array, weights_S: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     logits_GSV = jnp.einsum("gsd,gdv->gsv", x_GSD, head_GDV, preferred_element_type=jnp.float32)
+    logits_GSV = layers.softcap(logits_GSV, config.logit_softcap)
     lse_GS = jax.nn.logsumexp(logits_GSV, axis=-1)
     target_GS = jnp.take_along_axis(logits_GSV, targets_S[None, :, None], axis=-1)[..., 0]
     return jnp.sum((lse_GS - target_GS) * weights_S, axis=-1), jnp.sum(lse_GS**2 * weights_S, axis=-1)

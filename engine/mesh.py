@@ -26,6 +26,9 @@ RULES = {
     "kv_heads": "tensor",
     "head_dim": None,
     "ffn": "tensor",
+    "expert": None,
+    "expert_ffn": "tensor",
+    "shared_ffn": "tensor",
 }
 
 

@@ -1,7 +1,8 @@
 """The decoder. An NNX module declares the parameters; everything that runs is a pure function of a plain pytree.
 
-Shapes: G trials, L layers, B sequences, T tokens, D d_model, H query heads, K key/value heads, C head_dim, F d_ff,
-V vocabulary. A single model's leaves have no G; a population's have G in front, behind L where layers are stacked.
+Shapes: G trials, L layers, M routed layers, B sequences, T tokens, D d_model, H query heads, K key/value heads,
+C head_dim, F d_ff, E experts, V vocabulary. A single model's leaves have no G; a population's have G in front, behind L
+where layers are stacked.
 """
 
 from __future__ import annotations
@@ -14,68 +15,107 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from engine import layers, sizes
+from engine import layers
+from engine.architecture import ModelConfig
 from engine.attention import attention
-from engine.config import ModelConfig
+from engine.moe import Routing, moe
 
-Params = dict[str, Any]  # {"embed": [V, D], "layers": {name: [L, ...]}, "norm": [D], "head": [D, V] unless tied}
+# {"embed": [V, D], "layers": {name: [L, ...]}, "norm": [D], "head": [D, V] unless tied}; in a mixture of experts whose
+# first layers are dense these are in "dense_layers" and "layers" are the routed ones.
+Params = dict[str, Any]
 
 
 class _Layers(nnx.Module):
-    """The blocks' parameters, stacked over layers."""
+    """Blocks' parameters of one kind, stacked over layers."""
 
 
 class Decoder(nnx.Module):
     """Declares every parameter once: its logical axes, hence its shape, and its initial values.
 
-    Matrices start truncated normal (cut at 3 sigma) times `init_std`, norm scales at one. All matrices are cut from one
-    draw: a draw for each would take most of a small model's compile time.
+    Matrices start truncated normal (cut at 3 sigma) times `init_std`, norm scales at one, router biases at zero. All
+    matrices are cut from one draw: a draw for each would take most of a small model's compile time.
     """
 
     def __init__(self, config: ModelConfig, *, key: jax.Array, init_std: float | jax.Array = 0.02):
         size: dict[str, Any] = {
-            "layer": config.n_layers,
             "vocab": config.vocab_size,
             "embed": config.d_model,
             "heads": config.n_heads,
             "kv_heads": config.n_kv_heads,
             "head_dim": config.head_dim,
             "ffn": config.d_ff,
+            "expert": config.n_experts,
+            "expert_ffn": config.d_expert,
+            "shared_ffn": config.d_shared,
         }
-        n_norms = (2 * config.n_layers + 1) * config.d_model
-        draw = jax.random.truncated_normal(key, -3.0, 3.0, (sizes.total_params(config) - n_norms,)) * init_std
-        used = 0
+        matrices: list[nnx.Param] = []
 
-        def matrix(*axes: str) -> nnx.Param:
-            nonlocal used
+        def param(axes: tuple[str, ...], n_layers: int | None, start: float | None) -> nnx.Param:
+            """start: of every entry; None: drawn below."""
             shape = tuple(size[a] for a in axes)
-            start, used = used, used + math.prod(shape)
-            return nnx.Param(draw[start:used].reshape(shape), axes=axes)
+            if n_layers is not None:
+                axes, shape = ("layer", *axes), (n_layers, *shape)
+            leaf = nnx.Param(jnp.full(shape, start or 0.0, jnp.float32), axes=axes)
+            if start is None:
+                matrices.append(leaf)
+            return leaf
 
-        def scale(*axes: str) -> nnx.Param:
-            return nnx.Param(jnp.ones(tuple(size[a] for a in axes)), axes=axes)
+        def stack(n_layers: int, routed: bool) -> Any:
+            blocks: Any = _Layers()
+            for name, (axes, start) in _block_params(config, routed).items():
+                setattr(blocks, name, param(axes, n_layers, start))
+            return blocks
 
         self.config = config
-        self.embed = matrix("vocab", "embed")
-        blocks: Any = _Layers()
-        self.layers = blocks
-        blocks.attn_norm = scale("layer", "embed")
-        blocks.q = matrix("layer", "embed", "heads", "head_dim")
-        blocks.k = matrix("layer", "embed", "kv_heads", "head_dim")
-        blocks.v = matrix("layer", "embed", "kv_heads", "head_dim")
-        blocks.o = matrix("layer", "heads", "head_dim", "embed")
-        blocks.mlp_norm = scale("layer", "embed")
-        blocks.gate = matrix("layer", "embed", "ffn")
-        blocks.up = matrix("layer", "embed", "ffn")
-        blocks.down = matrix("layer", "ffn", "embed")
-        self.norm = scale("embed")
+        self.embed = param(("vocab", "embed"), None, None)
+        if config.n_moe_layers < config.n_layers and config.n_moe_layers:
+            self.dense_layers = stack(config.n_layers - config.n_moe_layers, False)
+        self.layers = stack(config.n_moe_layers or config.n_layers, config.n_moe_layers > 0)
+        self.norm = param(("embed",), None, 1.0)
         if not config.tied_embeddings:
-            self.head = matrix("embed", "vocab")
-        assert used == draw.size
+            self.head = param(("embed", "vocab"), None, None)
+
+        draw = jax.random.truncated_normal(key, -3.0, 3.0, (sum(m.size for m in matrices),)) * init_std
+        used = 0
+        for matrix in matrices:
+            shape = matrix.shape
+            matrix[...] = draw[used : used + math.prod(shape)].reshape(shape)
+            used += math.prod(shape)
 
     def __call__(self, tokens_BT: jax.Array) -> jax.Array:
         """Logits [B, T, V] float32."""
         return logits(self.config, nnx.to_pure_dict(nnx.state(self, nnx.Param)), tokens_BT)
+
+
+def _block_params(config: ModelConfig, routed: bool) -> dict[str, tuple[tuple[str, ...], float | None]]:
+    """One block's parameters: logical axes, and the value they start at (None: random)."""
+    found: dict[str, tuple[tuple[str, ...], float | None]] = {
+        "attn_norm": (("embed",), 1.0),
+        "q": (("embed", "heads", "head_dim"), None),
+        "k": (("embed", "kv_heads", "head_dim"), None),
+        "v": (("embed", "kv_heads", "head_dim"), None),
+        "o": (("heads", "head_dim", "embed"), None),
+        "mlp_norm": (("embed",), 1.0),
+    }
+    if config.qk_norm:
+        found |= {"q_norm": (("head_dim",), 1.0), "k_norm": (("head_dim",), 1.0)}
+
+    def feed_forward(prefix: str, width: str, *expert: str) -> None:
+        if config.activation == "swiglu":
+            found[prefix + "gate"] = ((*expert, "embed", width), None)
+        found[prefix + "up"] = ((*expert, "embed", width), None)
+        found[prefix + "down"] = ((*expert, width, "embed"), None)
+
+    if not routed:
+        feed_forward("", "ffn")
+        return found
+    found["router"] = (("embed", "expert"), None)
+    if config.router_bias:
+        found["router_bias"] = (("expert",), 0.0)
+    feed_forward("", "expert_ffn", "expert")
+    if config.d_shared:
+        feed_forward("shared_", "shared_ffn")
+    return found
 
 
 def init(config: ModelConfig, seed: int | jax.Array = 0, init_std: float | jax.Array = 0.02) -> Params:
@@ -94,24 +134,51 @@ def logical_axes(config: ModelConfig) -> dict[str, Any]:
     )
 
 
-def hidden(config: ModelConfig, params_G: Params, tokens_BT: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
-    """Final normalised activations [G, B, T, D] of G models on the same tokens."""
-    assert config.head_dim is not None
-    rope_table = layers.rope_table(tokens_BT.shape[1], config.head_dim, config.rope_theta)
+def hidden(
+    config: ModelConfig, params_G: Params, tokens_BT: jax.Array, dtype: Any = jnp.float32
+) -> tuple[jax.Array, Routing | None]:
+    """Final normalised activations [G, B, T, D] of G models on the same tokens, and what the routed layers did.
+
+    The routing's leaves have the routed layers in front: [M, G, E] and [M, G]; None for a dense model.
+    """
+    places = _places(config, tokens_BT.shape[1])
     x = layers.embed(params_G["embed"], tokens_BT).astype(dtype)
-    x, _ = jax.lax.scan(partial(_block, config, rope_table), x, params_G["layers"])
-    return layers.rmsnorm(x, params_G["norm"], config.norm_eps)
+    if "dense_layers" in params_G:
+        x, _ = jax.lax.scan(partial(_block, config, places), x, params_G["dense_layers"])
+    x, routing = jax.lax.scan(partial(_block, config, places), x, params_G["layers"])
+    return layers.rmsnorm(x, params_G["norm"], config.norm_eps), routing
 
 
-def _block(config: ModelConfig, rope_table: Any, x_GBTD: jax.Array, p: Params) -> tuple[jax.Array, None]:
-    p = {name: w if name.endswith("norm") else w.astype(x_GBTD.dtype) for name, w in p.items()}
+def _places(config: ModelConfig, n_positions: int) -> dict[str, Any]:
+    """What attention knows of positions: the rotation, or a bias."""
+    assert config.head_dim is not None
+    if config.positions == "rope":
+        return {"rope": layers.rope_table(n_positions, config.head_dim, config.rope_theta)}
+    return {"bias": layers.alibi(n_positions, config.n_heads, sqrt=config.positions == "sqrt_alibi")}
+
+
+def _block(
+    config: ModelConfig, places: dict[str, Any], x_GBTD: jax.Array, p: Params
+) -> tuple[jax.Array, Routing | None]:
+    p = {name: w if _stays_float32(name) else w.astype(x_GBTD.dtype) for name, w in p.items()}
     y = layers.rmsnorm(x_GBTD, p["attn_norm"], config.norm_eps)
-    q = layers.rope(jnp.einsum("gbtd,gdhc->gbthc", y, p["q"]), rope_table)
-    k = layers.rope(jnp.einsum("gbtd,gdhc->gbthc", y, p["k"]), rope_table)
+    q = jnp.einsum("gbtd,gdhc->gbthc", y, p["q"])
+    k = jnp.einsum("gbtd,gdhc->gbthc", y, p["k"])
     v = jnp.einsum("gbtd,gdhc->gbthc", y, p["v"])
-    x = x_GBTD + jnp.einsum("gbthc,ghcd->gbtd", attention(q, k, v), p["o"])
+    if config.qk_norm:
+        q, k = layers.rmsnorm(q, p["q_norm"], config.norm_eps), layers.rmsnorm(k, p["k_norm"], config.norm_eps)
+    if "rope" in places:
+        q, k = layers.rope(q, places["rope"]), layers.rope(k, places["rope"])
+    x = x_GBTD + jnp.einsum("gbthc,ghcd->gbtd", attention(q, k, v, places.get("bias")), p["o"])
     y = layers.rmsnorm(x, p["mlp_norm"], config.norm_eps)
-    return x + layers.swiglu(y, p["gate"], p["up"], p["down"]), None
+    if "router" in p:
+        out, routing = moe(config, y, p)
+        return x + out, routing
+    return x + layers.feed_forward(y, p.get("gate"), p["up"], p["down"]), None
+
+
+def _stays_float32(name: str) -> bool:
+    return name.endswith(("norm", "router", "bias"))
 
 
 def head(params_G: Params) -> jax.Array:
@@ -123,12 +190,13 @@ def head(params_G: Params) -> jax.Array:
 def logits(config: ModelConfig, params: Params, tokens: jax.Array) -> jax.Array:
     """One model's logits: tokens [B, T] int32 -> [B, T, V] float32."""
     params_G = add_trial_axis(params)
-    return jnp.einsum("gbtd,gdv->gbtv", hidden(config, params_G, tokens), head(params_G))[0]
+    x_GBTD, _ = hidden(config, params_G, tokens)
+    return layers.softcap(jnp.einsum("gbtd,gdv->gbtv", x_GBTD, head(params_G))[0], config.logit_softcap)
 
 
 def trial_axis(params: Params) -> dict[str, Any]:
     """Where the trial axis stands in each entry of a population's parameters: a prefix tree for vmap."""
-    return {name: 1 if name == "layers" else 0 for name in params}
+    return {name: 1 if name.endswith("layers") else 0 for name in params}
 
 
 def add_trial_axis(params: Params) -> Params:

@@ -22,6 +22,9 @@ class Hyper(NamedTuple):
     weight_decay: jax.Array
     clip_norm: jax.Array
     z_loss: jax.Array
+    balance_loss: jax.Array
+    router_z_loss: jax.Array
+    router_bias_rate: jax.Array
     steps: jax.Array  # horizon: optimizer steps in all
 
 
@@ -52,6 +55,6 @@ def adamw(hyper: Hyper) -> optax.GradientTransformation:
 
 
 def _decayed(params: Any) -> Any:
-    """True for matrices: not for norm scales, nor for the embedding table."""
-    named = lambda path, _: not (path[-1].key.endswith("norm") or path[-1].key == "embed")  # noqa: E731
+    """True for matrices: not for norm scales and router biases, nor for the embedding table."""
+    named = lambda path, _: not (path[-1].key.endswith(("norm", "bias")) or path[-1].key == "embed")  # noqa: E731
     return jax.tree_util.tree_map_with_path(named, params)

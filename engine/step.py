@@ -1,6 +1,6 @@
 """Training and evaluation steps: pure functions in which every number is an array.
 
-Shapes: G trials, K steps of a call, B sequences, T tokens.
+Shapes: G trials, K steps of a call, B sequences, T tokens, M routed layers, E experts.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import optax
 
 from engine import loss as loss_lib
 from engine import model as model_lib
-from engine import optim
+from engine import moe, optim
 from engine.config import ModelConfig, TrainConfig
+from engine.loss import Losses
 from engine.optim import Hyper
 
 
@@ -43,11 +44,17 @@ class State(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Of every step of a call, [K, G] float32."""
+    """Of every step of a call, [K, G] float32 where not said otherwise."""
 
     loss: jax.Array  # nats per token, of the batch before its update
     grad_norm: jax.Array
     lr: jax.Array
+    expert_load: jax.Array | None  # [K, G, M, E]: share of a layer's choices that fell on each expert; None when dense
+
+
+def as_dict(metrics: Metrics) -> dict[str, Any]:
+    """By name, without those that a dense model doesn't have."""
+    return {name: rows for name, rows in metrics._asdict().items() if rows is not None}
 
 
 def moments_axis(params: model_lib.Params) -> Any:
@@ -74,18 +81,28 @@ def train_step(program: Program, state: State, tokens_BT1: jax.Array, hyper_G: H
     """
     weights_BT = jnp.ones(tokens_BT1[:, 1:].shape)
 
-    def objective(params_G: model_lib.Params) -> tuple[jax.Array, jax.Array]:
-        nll_G, z_G = _token_losses(program, params_G, tokens_BT1, weights_BT)
+    def objective(params_G: model_lib.Params) -> tuple[jax.Array, Any]:
+        nll_G, z_G, routing = _token_losses(program, params_G, tokens_BT1, weights_BT)
         loss_G = nll_G / weights_BT.size
-        return jnp.sum(loss_G + hyper_G.z_loss * z_G / weights_BT.size), loss_G
+        total_G = loss_G + hyper_G.z_loss * z_G / weights_BT.size
+        if routing is None:
+            return jnp.sum(total_G), (loss_G, None)
+        total_G += hyper_G.balance_loss * jnp.sum(routing.balance_G, axis=0)
+        total_G += hyper_G.router_z_loss * jnp.sum(routing.z_G, axis=0)
+        return jnp.sum(total_G), (loss_G, jnp.moveaxis(routing.load_GE, 0, 1))
 
-    grads_G, loss_G = jax.grad(objective, has_aux=True)(state.params)
+    grads_G, (loss_G, load_GME) = jax.grad(objective, has_aux=True)(state.params)
     lr_G = optim.learning_rate(program.schedule, state.step, hyper_G)
 
-    def update(grads: Any, moments: Any, params: Any, hyper: Hyper, lr: jax.Array, loss: jax.Array, active: Any) -> Any:
+    def update(
+        grads: Any, moments: Any, params: Any, hyper: Hyper, lr: jax.Array, loss: jax.Array, load_ME: Any, active: Any
+    ) -> Any:
         grad_norm = optax.tree.norm(grads)
         direction, new_moments = optim.adamw(hyper).update(grads, moments, params)
         new_params = jax.tree.map(lambda p, d: p - lr * d, params, direction)
+        if program.model.router_bias:
+            bias_ME = moe.move_bias(params["layers"]["router_bias"], load_ME, hyper.router_bias_rate)
+            new_params = {**new_params, "layers": {**new_params["layers"], "router_bias": bias_ME}}
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         keep = partial(jnp.where, active & finite)
         return jax.tree.map(keep, (new_params, new_moments), (params, moments)), grad_norm, finite
@@ -94,11 +111,11 @@ def train_step(program: Program, state: State, tokens_BT1: jax.Array, hyper_G: H
     active_G = state.alive & (state.step < hyper_G.steps)
     (params, moments), grad_norm_G, finite_G = jax.vmap(
         update,
-        in_axes=(axis, moments_axis(state.params), axis, 0, 0, 0, 0),
+        in_axes=(axis, moments_axis(state.params), axis, 0, 0, 0, 0, 0),
         out_axes=((axis, moments_axis(state.params)), 0, 0),
-    )(grads_G, state.moments, state.params, hyper_G, lr_G, loss_G, active_G)
+    )(grads_G, state.moments, state.params, hyper_G, lr_G, loss_G, load_GME, active_G)
     alive_G = state.alive & (finite_G | ~active_G)
-    return State(params, moments, state.step + 1, alive_G), Metrics(loss_G, grad_norm_G, lr_G)
+    return State(params, moments, state.step + 1, alive_G), Metrics(loss_G, grad_norm_G, lr_G, load_GME)
 
 
 def train_steps(
@@ -108,22 +125,23 @@ def train_steps(
 
     Metrics rows from n_steps on are NaN.
     """
-    empty = jnp.full((tokens_KBT1.shape[0], hyper_G.lr.shape[0]), jnp.nan)
+    one_step = jax.eval_shape(partial(train_step, program), state, tokens_KBT1[0], hyper_G)[1]
+    empty = jax.tree.map(lambda row: jnp.full((tokens_KBT1.shape[0], *row.shape), jnp.nan), one_step)
 
     def body(k: jax.Array, carry: tuple[State, Metrics]) -> tuple[State, Metrics]:
         state, rows = carry
         state, row = train_step(program, state, tokens_KBT1[k], hyper_G)
         return state, jax.tree.map(lambda all_k, at_k: all_k.at[k].set(at_k), rows, row)
 
-    return jax.lax.fori_loop(0, n_steps, body, (state, Metrics(empty, empty, empty)))
+    return jax.lax.fori_loop(0, n_steps, body, (state, empty))
 
 
 def eval_step(program: Program, params_G: model_lib.Params, tokens_BT1: jax.Array, weights_BT: jax.Array) -> jax.Array:
     """Summed negative log-likelihood in nats, [G], over the tokens of weight 1."""
-    return _token_losses(program, params_G, tokens_BT1, weights_BT)[0]
+    return _token_losses(program, params_G, tokens_BT1, weights_BT).nll_G
 
 
-def _token_losses(program: Program, params_G: Any, tokens_BT1: jax.Array, weights_BT: jax.Array) -> Any:
+def _token_losses(program: Program, params_G: Any, tokens_BT1: jax.Array, weights_BT: jax.Array) -> Losses:
     return loss_lib.token_losses(
         program.model,
         params_G,

@@ -9,7 +9,7 @@ import pytest
 from scipy.ndimage import gaussian_filter1d
 
 import engine
-from engine import InputError, population, row, sizes, step
+from engine import InputError, population, row, step
 from engine import config as config_lib
 from engine import mesh as mesh_lib
 
@@ -84,7 +84,8 @@ def test_one_compile_for_a_whole_grid_of_numbers(tiny):
     changes = {
         "optim.lr": 2e-3, "optim.final_lr": 1e-6, "optim.warmup_steps": 2, "optim.decay_fraction": 0.5,
         "optim.beta1": 0.8, "optim.beta2": 0.9, "optim.eps": 1e-6, "optim.weight_decay": 0.0,
-        "optim.clip_norm": 0.1, "optim.z_loss": 1e-4, "tokens": tiny.tokens * 1.5, "init_std": 0.1, "seed": 3,
+        "optim.clip_norm": 0.1, "optim.z_loss": 1e-4, "optim.balance_loss": 0.1, "optim.router_z_loss": 0.1,
+        "optim.router_bias_rate": 0.1, "tokens": tiny.tokens * 1.5, "init_std": 0.1, "seed": 3,
     }  # fmt: skip
     assert set(changes) == set(config_lib.HYPERS)
     for name, value in changes.items():
@@ -110,28 +111,6 @@ def test_impossible_trials_are_refused(hypers, message, tiny):
 def test_too_small_a_vocabulary_is_refused(tiny):
     with pytest.raises(InputError, match=r"model.vocab_size 100 is less than the 257 ids.*set model.vocab_size=257"):
         engine.train(config_lib.replace(tiny, {"model.vocab_size": 100}))
-
-
-def test_sizes_count_the_real_tree(tiny):
-    leaves = jax.tree.leaves(engine.init(tiny.model, 0))
-    assert sizes.total_params(tiny.model) == sum(x.size for x in leaves)
-    tied = config_lib.replace(tiny, {"model.tied_embeddings": True}).model
-    assert sizes.total_params(tied) == sum(x.size for x in jax.tree.leaves(engine.init(tied, 0)))
-
-
-def test_sizes_count_as_step_law_does():
-    """Rows of Step Law's own table of shapes (papers: N of the released cells)."""
-    for d, ff, heads, layers, n in [(960, 9368, 15, 7, 214_663_680), (2048, 8192, 16, 16, 1_073_741_824)]:
-        model = engine.ModelConfig(d_model=d, n_layers=layers, n_heads=heads, d_ff=ff)
-        assert sizes.non_embedding_params(model) == n
-
-
-def test_flops_against_the_compiler(tiny):
-    """Analytic FLOPs against XLA's count of a one-layer forward pass; training costs three times that."""
-    model = engine.ModelConfig(vocab_size=512, d_model=128, n_layers=1, n_heads=2, d_ff=512)
-    params, tokens = engine.init(model, 0), np.zeros((1, 128), np.int32)
-    counted = engine.logits.lower(model, params, tokens).compile().cost_analysis()["flops"]
-    assert 3 * counted / 128 == pytest.approx(sizes.flops_per_token(model, 128), rel=0.05)
 
 
 def test_smooth_loss_is_step_laws():

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from engine import InputError, MeshConfig, population, step
+from engine import config as config_lib
 from engine import mesh as mesh_lib
 from tests.engine.conftest import random_tokens
 
@@ -31,9 +32,25 @@ def lower(config, layout):
 
 
 @pytest.fixture(scope="module")
+def mixture(tiny):
+    """A dense layer, then 2 of 4 experts and a shared one, balanced by bias."""
+    return config_lib.replace(
+        tiny,
+        {"model.n_experts": 4, "model.top_k": 2, "model.d_expert": 8, "model.d_shared": 8, "model.n_dense_layers": 1,
+         "model.router_bias": True},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
 def one_device(tiny):
     _, run, args = lower(tiny, MeshConfig(trial=1, data=1))
     return np.asarray(run(*args)[1].loss)
+
+
+@pytest.fixture(scope="module")
+def mixture_on_one_device(mixture):
+    _, run, args = lower(mixture, MeshConfig(trial=1, data=1))
+    return run(*args)[1]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
@@ -43,6 +60,14 @@ def test_same_losses_in_every_layout(layout, tiny, one_device):
     state, metrics = run(*args)
     assert state.params["layers"]["q"].sharding.is_equivalent_to(args[0].params["layers"]["q"].sharding, 5)
     np.testing.assert_allclose(np.asarray(metrics.loss), one_device, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["trial 4", "data 4", "trial 2, fsdp 2, tensor 2"])
+def test_a_mixture_of_experts_is_the_same_in_every_layout(name, mixture, mixture_on_one_device):
+    _, run, args = lower(mixture, LAYOUTS[name])
+    metrics = run(*args)[1]
+    np.testing.assert_allclose(np.asarray(metrics.loss), mixture_on_one_device.loss, rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(metrics.expert_load), mixture_on_one_device.expert_load, rtol=1e-6)
 
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
@@ -56,6 +81,10 @@ def collectives(tiny, layout):
 
 def test_population_over_trials_has_no_collectives(tiny):
     assert not any(collectives(tiny, MeshConfig(trial=4, data=1)).values())
+
+
+def test_mixtures_over_trials_have_no_collectives(mixture):
+    assert not any(collectives(mixture, MeshConfig(trial=4, data=1)).values())
 
 
 def test_data_parallel_has_collectives(tiny):

@@ -10,16 +10,36 @@ from engine import ModelConfig, OptimConfig, TrainConfig, model, step
 from tests.engine import numpy_reference as ref
 from tests.engine.conftest import as_hyper, random_params, random_tokens
 
+
+def small(**changes):
+    return ModelConfig(**{"vocab_size": 11, "d_model": 8, "n_layers": 1, "n_heads": 2, "d_ff": 8, **changes})
+
+
 MODELS = {
-    "grouped-query, untied": ModelConfig(vocab_size=11, d_model=8, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=12),
-    "multi-head, tied": ModelConfig(vocab_size=11, d_model=8, n_layers=1, n_heads=2, d_ff=8, tied_embeddings=True),
-    "head_dim apart from d_model": ModelConfig(vocab_size=11, d_model=6, n_layers=1, n_heads=1, head_dim=4, d_ff=8),
+    "grouped-query, untied": small(n_layers=2, n_heads=4, n_kv_heads=2, d_ff=12),
+    "multi-head, tied": small(n_layers=1, n_heads=2, d_ff=8, tied_embeddings=True),
+    "head_dim apart from d_model": small(d_model=6, n_layers=1, n_heads=1, head_dim=4, d_ff=8),
+    "sqrt-alibi, gelu, three heads": small(d_model=6, n_heads=3, positions="sqrt_alibi", activation="gelu", d_ff=8),
+    "alibi, qk-norm, soft-cap": small(n_heads=4, n_kv_heads=2, positions="alibi", qk_norm=True, logit_softcap=2.0),
+    "rope, qk-norm, soft-cap, tied": small(qk_norm=True, logit_softcap=0.5, n_layers=1, tied_embeddings=True),
 }
+MIXTURES = {
+    "all there is, blocks": small(
+        n_layers=2, d_ff=10, n_experts=4, top_k=2, d_expert=5, d_shared=3, n_dense_layers=1, router_bias=True,
+        positions="sqrt_alibi", moe_matmul="blocks",
+    ),
+    "top 2 of 3, ragged": small(n_layers=1, n_experts=3, top_k=2, d_expert=5, moe_matmul="ragged"),
+    "top 1, gelu, ragged": small(n_layers=2, n_experts=3, d_expert=4, activation="gelu", moe_matmul="ragged"),
+    "gates as they are, capacity": small(
+        n_layers=1, n_experts=4, top_k=2, d_expert=4, capacity_factor=0.75, normalized_gates=False
+    ),
+}  # fmt: skip
+EVERY = {**MODELS, **MIXTURES}
 
 
-@pytest.fixture(params=MODELS, ids=lambda name: name)
+@pytest.fixture(params=EVERY, ids=lambda name: name)
 def config(request):
-    return MODELS[request.param]
+    return EVERY[request.param]
 
 
 def relative(a, b):
@@ -30,7 +50,7 @@ def test_logits(config):
     params = random_params(config)
     tokens = random_tokens((3, 7), config.vocab_size)
     ours = np.asarray(engine.logits(config, params, tokens))
-    theirs = np.stack([ref.logits(config, ref.copy(params, np.float64), row) for row in tokens])
+    theirs, _ = ref.forward(config, ref.copy(params, np.float64), tokens)
     assert ours.shape == (3, 7, config.vocab_size) and ours.dtype == np.float32
     assert relative(ours, theirs) < 2e-6
 
@@ -41,12 +61,20 @@ def test_nnx_module_is_the_same_function(config):
     np.testing.assert_array_equal(decoder(tokens), engine.logits(config, engine.init(config, 0), tokens))
 
 
-@pytest.mark.parametrize("chunk", [0, 5], ids=["whole", "chunked"])
-def test_one_step(config, chunk):
-    """Loss, gradient norm and every parameter after a step, at a learning rate that makes the update visible."""
+def test_one_step(config):
+    """Loss, gradient norm, every gradient and every parameter after a step at a learning rate that makes it visible."""
+    check_one_step(config, chunk=0)
+
+
+def test_one_step_with_the_loss_in_chunks():
+    check_one_step(MODELS["alibi, qk-norm, soft-cap"], chunk=5)
+
+
+def check_one_step(config, chunk):
+    weights = {"z_loss": 1e-2, "balance_loss": 0.1, "router_z_loss": 0.05}
     train = TrainConfig(
         model=config,
-        optim=OptimConfig(lr=0.01, warmup_steps=0, z_loss=1e-2, clip_norm=0.5, final_lr=0.01),
+        optim=OptimConfig(lr=0.01, warmup_steps=0, clip_norm=0.5, final_lr=0.01, router_bias_rate=0.01, **weights),
         data=engine.DataConfig(seq_len=6),
         batch_size=2,
         tokens=12 * 10,
@@ -55,7 +83,7 @@ def test_one_step(config, chunk):
     params = random_params(config)
     tokens = random_tokens((2, 7), config.vocab_size)
     params64 = ref.copy(params, np.float64)
-    grads = ref.gradient(config, params64, tokens, z_loss=1e-2)
+    grads = ref.gradient(config, params64, tokens, **weights)
     optim = train.optim
     expected, norm = ref.adamw_step(
         params64,
@@ -67,6 +95,9 @@ def test_one_step(config, chunk):
         weight_decay=optim.weight_decay,
         clip_norm=optim.clip_norm,
     )
+    loads = np.array([did["load"] for did in ref.forward(config, params64, tokens[:, :-1])[1]])
+    if config.router_bias:
+        expected["layers"]["router_bias"] += optim.router_bias_rate * np.sign(1 / config.n_experts - loads)
 
     hyper = as_hyper([train])
     state = step.init_state(config, jnp.zeros(1, jnp.uint32), jnp.full(1, 0.02), hyper)
@@ -75,11 +106,16 @@ def test_one_step(config, chunk):
 
     np.testing.assert_allclose(metrics.loss[0], ref.loss(config, params64, tokens), rtol=1e-6)
     np.testing.assert_allclose(metrics.grad_norm[0], norm, rtol=1e-5)
+    if len(loads):
+        np.testing.assert_allclose(metrics.expert_load[0], loads, rtol=1e-6)
     # The first moment is (1 - beta1) times the clipped gradient: every gradient, leaf by leaf.
     moments = dict(ref.leaves(jax.tree.map(np.asarray, model.take_trial(new.moments[1].mu, 0))))
     for path, grad in grads.items():
         clipped = grad * min(1.0, optim.clip_norm / norm)
-        assert relative(moments[path] / (1 - optim.beta1), clipped) < 1e-5, path
+        if path[-1] == "router_bias":  # chooses, and nothing else
+            assert not grad.any() and not moments[path].any()
+        else:
+            assert relative(moments[path] / (1 - optim.beta1), clipped) < 1e-5, path
     stepped = dict(ref.leaves(jax.tree.map(np.asarray, model.take_trial(new.params, 0))))
     for path, leaf in ref.leaves(expected):
         before = np.asarray(dict(ref.leaves(params64))[path])
