@@ -285,6 +285,8 @@ def _diagnosis(posterior: Posterior) -> str:
     d, meta = posterior.meta["diagnostics"], posterior.meta
     left = f", {meta['excluded']} left out" if meta["excluded"] else ""
     fitted = f"Fitted to {meta['rows_used']:,} of {meta['rows']:,} rows in {meta['cells']} cells{left}. "
+    if meta.get("censored"):
+        fitted += f"{meta['censored']:,} that diverged count too, as losses above their cell's best. "
     if "max_rhat" not in d:
         return fitted + f"By the normal approximation at the mode, in {d['seconds']:.0f} s."
     diverged = f"{d['divergences']:.0f} draws diverged" if d["divergences"] else "no draw diverged"
