@@ -321,7 +321,7 @@ def _frame(figure: Figure, axes: np.ndarray, panels: Mapping[tuple[int, int], An
 
 
 def _name(cell: Cell) -> str:
-    active = f", {count(cell.active)} active" if "params_active" in cell.differ else ""
+    active = f"\n{count(cell.active)} active" if "params_active" in cell.differ else ""
     return f"N = {count(cell.params)}, D = {count(cell.tokens)}{active}" + f"\n{cell.recipe}" * (
         "recipe" in cell.differ
     )
