@@ -209,7 +209,7 @@ def test_a_cell_is_of_one_sparsity_and_recipe(runs, posteriors):
     # Against its own cell's best, each panel has a tile at 0: against the pair's, dense ones would not.
     panels = [axis for axis in figure.axes if "active" in axis.get_title(loc="left")]
     assert len(panels) == 12 and all(np.nanmin(np.ma.getdata(a.collections[0].get_array())) == 0 for a in panels)
-    assert "N = 10K, D = 60K, 2.5K active\nsparse" in [
+    assert "N = 10K, D = 60K\n2.5K active\nsparse" in [
         axis.get_title(loc="left").replace("2,500", "2.5K") for axis in panels
     ]
     assert {query["params_active"] / query["params"] for query in asked} == {1.0, 0.25}
