@@ -121,9 +121,10 @@ def pymc_model(data: dict[str, Any]) -> Any:
         ]
         whitened = root * (y - pt.logsumexp(pt.stack(terms), axis=0))
         coordinates = project.T @ whitened
-        variance = noise**2 + form_error**2 * spread
+        variance = data["known"] * noise**2 + form_error**2 * spread
         squares = pt.sum(coordinates**2 / variance) + (pt.sum(whitened**2) - pt.sum(coordinates**2)) / noise**2
-        logs = pt.sum(pt.log(variance)) + (data["count"] - len(spread)) * 2 * pt.log(noise)
+        rest = data["rest"] + len(data["spread"]) - len(spread)
+        logs = pt.sum(pt.log(variance)) + rest * 2 * pt.log(noise)
         pm.Potential("log_loss", -(squares + logs) / 2)
     return model
 

@@ -26,6 +26,7 @@ import laws
 from laws import normal
 from laws.forms import steplaw
 from laws.forms.steplaw_points import fit_points
+from laws.published import SETTINGS
 
 Point = tuple[float, float]  # ln lr, ln batch_tokens; a batch of NaN: the law has no batch rule, the best is granted
 Law = Callable[["Cell"], Point]
@@ -62,38 +63,42 @@ class Cell:
 # --- laws ------------------------------------------------------------------------------------------------------------
 
 
+def printed(name: str, cell: Cell, **scale: float) -> Point:
+    """The settings of a published law at what it reads: params, tokens and `scale`; NaN for a batch without a rule."""
+    scale = {"params": cell.params, "tokens": cell.tokens} | scale
+    rules = SETTINGS[name].lr, SETTINGS[name].batch_tokens
+    lr, batch = (float(np.log(rule(**{c: scale[c] for c in rule.reads}))) if rule else np.nan for rule in rules)
+    return lr, batch
+
+
 def published(cell: Cell) -> Point:
     """Step Law as printed; N is the total of a mixture of experts."""
-    n, d = np.log(cell.params), np.log(cell.tokens)
-    return np.log(1.79) - 0.713 * n + 0.307 * d, np.log(0.58) + 0.571 * d
+    return printed("steplaw", cell)
 
 
 def published_active(cell: Cell) -> Point:
     """The same with the active parameters for N."""
-    n, d = np.log(cell.active), np.log(cell.tokens)
-    return np.log(1.79) - 0.713 * n + 0.307 * d, np.log(0.58) + 0.571 * d
+    return printed("steplaw", cell, params=cell.active)
 
 
 def deepseek(cell: Cell) -> Point:
     """DeepSeek 2024 in C = M D, M its FLOPs a token with attention."""
     shape = cell.runs.iloc[0]
-    compute = (6 * cell.params + 12 * 2048 * shape["n_layers"] * shape["d_model"]) * cell.tokens
-    return np.log(0.3118) - 0.125 * np.log(compute), np.log(0.292) + 0.3271 * np.log(compute)
+    per_token = 6 * cell.params + 12 * 2048 * shape["n_layers"] * shape["d_model"]
+    return printed("deepseek", cell, flops=per_token * cell.tokens)
 
 
 def porian(cell: Cell) -> Point:
-    """Porian et al. 2024."""
-    return np.log(3.7) - 0.36 * np.log(cell.params), np.log(0.7576) + 0.703 * np.log(cell.params)
+    return printed("porian", cell)
 
 
 def microsoft(cell: Cell) -> Point:
-    """Bjorck et al. 2024; the constant is the one the Step Law paper's figure plots (the printed one fits no unit)."""
-    return np.log(136.0) - 0.23 * np.log(cell.params) - 0.32 * np.log(cell.tokens), np.nan
+    return printed("microsoft", cell)
 
 
 def kaplan(cell: Cell) -> Point:
-    """Kaplan et al. 2020."""
-    return float(np.log(3.239e-3 - 1.395e-4 * np.log(cell.params))), np.nan
+    """Kaplan et al. 2020: the learning rate; their batch size is of another question."""
+    return float(np.log(SETTINGS["kaplan"].lr(params=cell.params))), np.nan
 
 
 def authors(cells: list[Cell], batch_has_N: bool, active: bool = False) -> Law:

@@ -107,6 +107,19 @@ class Budget:
         return np.geomspace(every[at[0]], every[at[-1]], POINTS)
 
 
+def budgeted(served_tokens: Any, training: PerToken | None, inference: PerToken | None, covariates: dict) -> Budget:
+    """The Budget of what a user gave; without rules 6 and 2 FLOPs a token times N, or times params_active if given."""
+    active = covariates.get("params_active")
+
+    def times(k: float) -> PerToken:
+        if active is None:
+            return k
+        return lambda params: k * (active(params) if callable(active) else np.full(np.shape(params), active))
+
+    rules = (times(k) if rule is None else rule for rule, k in ((training, 6.0), (inference, 2.0)))
+    return Budget(served(served_tokens), *rules)
+
+
 def _rate(rule: PerToken, params: np.ndarray) -> np.ndarray:
     return rule(params) if callable(rule) else rule * params
 
@@ -116,20 +129,21 @@ def allocate(
     *,
     flops: Any,
     inference_tokens: float = 0.0,
-    flops_per_token: PerToken = 6.0,
-    inference_flops_per_token: PerToken = 2.0,
+    flops_per_token: PerToken | None = None,
+    inference_flops_per_token: PerToken | None = None,
     n_draws: int | None = None,
     **covariates: Covariate,
 ) -> Allocation:
     """The size and tokens of lowest loss with `flops` to spend: a number or an array of budgets in FLOP.
 
     inference_tokens: tokens the model will serve, whose cost comes out of `flops`. flops_per_token,
-    inference_flops_per_token: FLOPs per token over N (6 and 2), or functions of an array of N. covariates: what the law
-    needs besides params and tokens: one value, or a function of an array of N, each. n_draws: by default all draws.
+    inference_flops_per_token: FLOPs per token over N (6 and 2; of the active parameters where these are given), or
+    functions of an array of N. covariates: what the law needs besides params and tokens, each one value or a function
+    of an array of N, such as params_active=lambda N: N / 8. n_draws: by default all draws.
     Raises InputError for budgets that are not positive, finite and plausible, and for laws without a loss.
     """
     shape, every = np.shape(flops), _budgets(flops)
-    budget = Budget(served(inference_tokens), flops_per_token, inference_flops_per_token)
+    budget = budgeted(inference_tokens, flops_per_token, inference_flops_per_token, covariates)
     found = [_spent(posterior, C, budget, n_draws, covariates) for C in every]
 
     def shaped(one_a_budget: Sequence[Any]) -> np.ndarray:
@@ -262,8 +276,8 @@ def overtrain(
     flops: float,
     smaller: Sequence[float] = SMALLER,
     inference_tokens: float = 0.0,
-    flops_per_token: PerToken = 6.0,
-    inference_flops_per_token: PerToken = 2.0,
+    flops_per_token: PerToken | None = None,
+    inference_flops_per_token: PerToken | None = None,
     n_draws: int | None = None,
     **covariates: Covariate,
 ) -> pd.DataFrame:
@@ -278,8 +292,10 @@ def overtrain(
     if not (np.isfinite(times) & (times > 1)).all():
         raise InputError(f"smaller must be above 1, got {times[~(times > 1)][0]:g}; give 2 for half the size")
     (C,) = _budgets(flops)
-    budget = Budget(served(inference_tokens), flops_per_token, inference_flops_per_token)
+    budget = budgeted(inference_tokens, flops_per_token, inference_flops_per_token, covariates)
     best = _spent(posterior, C, budget, n_draws, covariates)
+    if not np.isfinite(best.params):
+        raise InputError(f"{posterior.law} has no best size at {C:.3g} FLOP, so none is smaller; ask for other budgets")
     rows = []
     for k in times:
         params = best.params / k

@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from laws.allocation import Budget, Covariate, doubts, mean_loss, optimum, ordered
+from laws import forms
+from laws.allocation import Covariate, budgeted, doubts, mean_loss, optimum, ordered
 from laws.errors import InputError
 from laws.posterior import Posterior, Quantity
 from laws.posterior import _counts as counts
@@ -60,7 +61,7 @@ def compare(
 
     By default the range that the data of both have in common, and ten times more of each. Draws of the two are taken as
     independent; of two recipes of one fit (`pooled.of("x")`, `pooled.of("y")`) as the pairs that they are. covariates:
-    what the laws need besides, one value each. n_draws: at most, of each; default 1000.
+    what the laws need besides, as `allocate` has them; each law takes its own. n_draws: at most, of each; default 1000.
     Raises InputError for posteriors of different targets (losses that cannot be compared) or counts of N, or bad params
     or tokens.
     """
@@ -76,7 +77,8 @@ def compare(
     axes = {c: _shared(a, b, c) if x is None else _axis(c, x) for c, x in asked.items()}
     grid = np.meshgrid(*axes.values(), indexing="ij")
     n = n_draws or min(1000, max(100, ELEMENTS // grid[0].size), *(len(next(iter(x.draws.values()))) for x in (a, b)))
-    loss_a, loss_b = (mean_loss(x, grid[0], grid[1], n, covariates) for x in (a, b))
+    own_a, own_b = _own(a, b, covariates)
+    loss_a, loss_b = (mean_loss(x, grid[0], grid[1], n, own) for x, own in ((a, own_a), (b, own_b)))
     pairs = _one_fit(a, b)
     # Of two fits: so that draw i of one says nothing of draw i of the other.
     shuffled = np.arange(n) if pairs else np.random.default_rng(0).permutation(n)
@@ -86,9 +88,11 @@ def compare(
         {"params": size} | _flip(axes["tokens"], difference[:, i], probability[i])
         for i, size in enumerate(axes["params"])
     ]
-    least, most = (6.0 * axes["params"][i] * axes["tokens"][i] for i in (0, -1))
+    costs = [budgeted(0.0, None, None, own) for own in (own_a, own_b)]
+    ends = np.array([[cost.flops(axes["params"][i], axes["tokens"][i]) for i in (0, -1)] for cost in costs])
+    least, most = ends[:, 0].min(), ends[:, 1].max()
     flops = np.geomspace(least, most, BUDGETS if most > least else 1)
-    lines = [[optimum(x, C, Budget(), n, covariates) for C in flops] for x in (a, b)]
+    lines = [[optimum(x, C, cost, n, own) for C in flops] for x, cost, own in zip((a, b), costs, (own_a, own_b))]
     best_a, best_b = (np.stack([one.loss for one in line], axis=1) for line in lines)
     along, likely = best_a / best_b[shuffled] - 1, _probability(best_a, best_b, pairs)
     low, median, high = np.quantile(along, (0.05, 0.5, 0.95), axis=0)
@@ -106,6 +110,15 @@ def compare(
         crossing=_flip(flops, along, likely),
         warnings=warnings,
     )
+
+
+def _own(a: Posterior, b: Posterior, covariates: dict[str, Covariate]) -> list[dict[str, Covariate]]:
+    """Of the covariates those that each law reads. Raises InputError for one that neither does."""
+    known = [forms.get(x.law).COVARIATES for x in (a, b)]
+    for name in covariates:
+        if not any(name in names for names in known):
+            raise InputError(f"neither {a.law} (a) nor {b.law} (b) reads {name}; leave it out")
+    return [{name: value for name, value in covariates.items() if name in names} for names in known]
 
 
 def _axis(name: str, given: Any) -> np.ndarray:

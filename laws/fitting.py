@@ -14,7 +14,7 @@ import pandas as pd
 from laws import forms
 from laws.errors import FitError, InputError
 from laws.posterior import Posterior
-from laws.runs import counted, finished, load_runs, require
+from laws.runs import counted, diverged, finished, load_runs, require
 from laws.schema import listed
 
 DRAWS = 1000  # kept for prediction, evenly thinned; diagnostics are of all draws
@@ -43,7 +43,8 @@ def fit(
     size: what N counts, "params" (without embeddings), "params_total" (with them) or "params_active"; predictions then
     take `params` in the same convention, which `meta["size"]` names.
     steplaw uses every (lr, batch) run of a cell; the loss laws use the best run of each (params, tokens) cell.
-    Runs that did not end well, or without a target loss, are left out and counted in `meta["excluded"]`.
+    Runs that did not end well, or without a target loss, are left out and counted in `meta["excluded"]`; but in steplaw
+    a run that diverged counts as a loss above its cell's best one (`meta["censored"]` says how many do).
     num_warmup, num_samples: a chain; more are drawn (up to five times as many) where chains have not mixed. The same
     seed gives the same posterior on the same versions.
     form_error: laws of the loss allow for the error of their own form, which widens their coefficients and makes their
@@ -71,7 +72,8 @@ def fit(
         with _bar(law, progress) as on_progress:
             how = options | {"form_error": form_error, "laplace": laplace, "size": size}
             return stacking.fit(table, target, seed=seed, progress=on_progress, **how)
-    data, facts = form.prepare(used, target)
+    lost = {"diverged": diverged(table, form.COLUMNS)} if hasattr(form, "CENSORED") else {}
+    data, facts = form.prepare(used, target, **lost)
     with _bar(law, progress) as on_progress:
         if "loss" in form.QUANTITIES:
             how = {"laplace": True} if laplace else options | {"on_progress": on_progress}
@@ -97,7 +99,7 @@ def fit(
             f"{result.diagnostics['divergences']:.0f} of {result.diagnostics['draws']:.0f} draws diverged: "
             "the intervals may be a little narrow"
         )
-    excluded = len(table) - len(used)
+    excluded = len(table) - len(used) - facts.get("censored", 0)
     numbers = [c for c in ("params", "tokens", *form.COVARIATES) if c != "recipe"]
     given = {"target": "" if target == "loss" else target, "recipe": recipe}
     given["size"] = "" if size == "params" else size
@@ -115,7 +117,7 @@ def fit(
             "rows": len(table),
             "excluded": excluded,
             "ranges": {c: [float(used[c].min()), float(used[c].max())] for c in numbers},
-            "data_digest": digest(used, target, form),
+            "data_digest": digest(used, target, form, **lost),
             "seed": seed,
             "settings": options | {"form_error": form_error, "laplace": laplace},
             "diagnostics": result.diagnostics,
@@ -126,9 +128,11 @@ def fit(
     return Posterior(law, samples, meta)
 
 
-def digest(runs: pd.DataFrame, target: str, form: ModuleType) -> str:
+def digest(runs: pd.DataFrame, target: str, form: ModuleType, diverged: pd.DataFrame | None = None) -> str:
     """SHA-256 of the numbers a fit reads, whatever file they came from; of recipes' names, which rows share one."""
     columns = ["params", "tokens", target, *form.COLUMNS, *(c for c in getattr(form, "OPTIONAL", ()) if c in runs)]
+    if diverged is not None and len(diverged):
+        runs = pd.concat([runs[columns], diverged[columns].assign(**{target: np.nan})], ignore_index=True)
     values = [pd.factorize(runs[c])[0] if c == "recipe" else runs[c] for c in columns]
     return hashlib.sha256(np.column_stack(values).astype(float).tobytes()).hexdigest()
 

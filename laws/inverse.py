@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from laws.allocation import SHARE, Budget, Covariate, PerToken, crossing, mean_loss, optimum, ordered, served
+from laws.allocation import SHARE, Covariate, PerToken, budgeted, crossing, mean_loss, optimum, ordered
 from laws.errors import InputError
 from laws.posterior import Posterior, Quantity
 from laws.posterior import _counts as counts
@@ -76,8 +76,8 @@ def cheapest(
     *,
     loss: Any,
     inference_tokens: float = 0.0,
-    flops_per_token: PerToken = 6.0,
-    inference_flops_per_token: PerToken = 2.0,
+    flops_per_token: PerToken | None = None,
+    inference_flops_per_token: PerToken | None = None,
     n_draws: int | None = None,
     **covariates: Covariate,
 ) -> Cheapest:
@@ -86,7 +86,7 @@ def cheapest(
     It inverts the best loss of each budget (`allocate`), draw by draw. Arguments as there; n_draws: 400 by default.
     """
     shape, losses = np.shape(loss), _losses(loss).ravel()
-    budget = Budget(served(inference_tokens), flops_per_token, inference_flops_per_token)
+    budget = budgeted(inference_tokens, flops_per_token, inference_flops_per_token, covariates)
     n_draws = n_draws or min(400, len(next(iter(posterior.draws.values()))))
     (n_low, n_high), (d_low, d_high) = (posterior.meta["ranges"][c] for c in ("params", "tokens"))
     floor = max(float(budget.flops(n_low, d_low)) / BELOW, 4 * float(budget.total(np.array(1e3), np.array(1e3))))

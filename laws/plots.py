@@ -18,17 +18,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from laws.cells import Cell, best_of_cells, cells
 from laws.schema import COLUMNS
 
 INK, SOFT, GRID = "#1c2430", "#5b6675", "#e3e7ec"
 BLUE, ORANGE, GREEN, PINK = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 MOST = 6  # sizes or budgets shown as separate panels or lines; more are thinned evenly
-
-
-def cells(runs: pd.DataFrame) -> list[tuple[float, float, pd.DataFrame]]:
-    """(params, tokens, runs) of every cell, by size and then by budget."""
-    groups = runs.groupby(["params", "tokens"], sort=True)
-    return [(cell["params"].iloc[0], cell["tokens"].iloc[0], cell) for _, cell in groups]
 
 
 def landscape(runs: pd.DataFrame, posterior: Any = None, *, target: str = "loss") -> Figure | None:
@@ -37,19 +32,19 @@ def landscape(runs: pd.DataFrame, posterior: Any = None, *, target: str = "loss"
     posterior: a Step Law posterior; its draws of the optimum are dots, its 90% region an ellipse, its median a star.
     None where no cell tried two batch sizes.
     """
-    swept = [c for c in _swept(runs, target) if c[2]["batch_tokens"].nunique() > 1] if _has_batch(runs) else []
+    swept = [c for c in _swept(runs, target) if c.runs["batch_tokens"].nunique() > 1] if _has_batch(runs) else []
     if not swept:
         return None
     panels, rows, columns = _layout(swept)
     figure, axes = _panels(rows, columns, width=2.3, height=2.0, sharex=True, sharey=True)
-    every = pd.concat([cell for *_, cell in panels.values()])
-    excess = np.concatenate([_excess(cell, target) for *_, cell in panels.values()])
+    every = pd.concat([cell.runs for cell in panels.values()])
+    excess = np.concatenate([_excess(cell.runs, target) for cell in panels.values()])
     top = float(np.clip(np.nanquantile(excess, 0.8), 0.5, 20))
     colours = {"norm": PowerNorm(0.5, vmin=0, vmax=top), "cmap": colormaps["cividis_r"]}
     x_edges, y_edges = _edges(every["lr"]), _edges(every["batch_tokens"])
     shown: list[Any] = [(x_edges[0], y_edges[0]), (x_edges[-1], y_edges[-1])]  # corners, and medians that lie outside
-    for place, (params, tokens, cell) in panels.items():
-        axis = axes[place]
+    for place, whole in panels.items():
+        axis, cell = axes[place], whole.runs
         over = _excess(cell, target)
         grid = np.full((len(y_edges) - 1, len(x_edges) - 1), np.nan)
         at = (np.searchsorted(y_edges, cell["batch_tokens"]) - 1, np.searchsorted(x_edges, cell["lr"]) - 1)
@@ -60,8 +55,8 @@ def landscape(runs: pd.DataFrame, posterior: Any = None, *, target: str = "loss"
         best = cell.iloc[int(np.nanargmin(over))]
         axis.plot(best["lr"], best["batch_tokens"], "s", mfc="none", mec=INK, ms=9, mew=1.4)
         if posterior is not None:
-            shown.append(_optimum(axis, posterior.predict(params=params, tokens=tokens)))
-        _title(axis, f"N = {count(params)}, D = {count(tokens)}")
+            shown.append(_optimum(axis, whole.ask(posterior)))
+        _title(axis, _name(whole))
     x_shown, y_shown = np.array(shown).T
     _log_axis(axes[0, 0].xaxis, x_shown, _plain, pad=0.02)
     _log_axis(axes[0, 0].yaxis, y_shown, count, pad=0.02)
@@ -90,21 +85,21 @@ def lr_curves(runs: pd.DataFrame, posterior: Any = None, *, target: str = "loss"
         return None
     panels, rows, columns = _layout(swept)
     figure, axes = _panels(rows, columns, width=2.4, height=1.75, sharex=True, sharey=True)
-    every = pd.concat([cell for *_, cell in panels.values()])
+    every = pd.concat([cell.runs for cell in panels.values()])
     batches = sorted(every["batch_tokens"].unique()) if _has_batch(runs) else []
     shades = dict(zip(batches, _shades(len(batches))))
-    for place, (params, tokens, cell) in panels.items():
+    for place, whole in panels.items():
         axis = axes[place]
-        cell = cell.assign(over=_excess(cell, target)).sort_values("lr")
+        cell = whole.runs.assign(over=_excess(whole.runs, target)).sort_values("lr")
         for batch, line in cell.groupby("batch_tokens") if batches else [(None, cell)]:
             line = line[np.isfinite(line["over"])]
             axis.plot(line["lr"], line["over"], "o-", color=shades.get(batch, BLUE), ms=4, lw=1.4, mec="white", mew=0.5)
         if posterior is not None:
-            lr = posterior.predict(params=params, tokens=tokens).lr
+            lr = whole.ask(posterior).lr
             axis.axvspan(*lr.interval(0.9), color=ORANGE, alpha=0.16, lw=0)
             axis.axvline(lr.median, color=ORANGE, lw=1.5)
-        _title(axis, f"N = {count(params)}, D = {count(tokens)}")
-    over = np.concatenate([_excess(cell, target) for *_, cell in panels.values()])
+        _title(axis, _name(whole))
+    over = np.concatenate([_excess(cell.runs, target) for cell in panels.values()])
     high = float(np.clip(np.nanquantile(over, 0.95), 1, 20))
     axes[0, 0].set_ylim(-0.06 * high, 1.06 * high)
     _log_axis(axes[0, 0].xaxis, every["lr"], _plain, pad=0.12)
@@ -166,8 +161,11 @@ def loss_curves(
 
 def lr_law(runs: pd.DataFrame, posterior: Any, *, target: str = "loss", reach: float = 10) -> Figure:
     """Step Law's optimum across scale: learning rate against N and D, batch size against D, with 50% and 90% bands.
-    Points are the best tried settings of each cell."""
-    best = best_of_cells(runs[runs["lr"].notna()], target)
+    Points are the best tried settings of each cell; of models of several sparsities, of the commonest."""
+    best = best_of_cells(runs[runs["lr"].notna()], target, every=True)
+    share = (best.get("params_active", best["params"]) / best["params"]).round(3)
+    best = best[share == share.mode()[0]]
+    sparse = "params_active" in posterior.meta.get("optional", {})
     figure, axes = _panels(1, 3, width=3.5, height=3.1)
     pictures = (("lr", "params", "tokens"), ("lr", "tokens", "params"), ("batch_tokens", "tokens", "params"))
     for axis, (answer, x, other) in zip(axes[0], pictures):
@@ -179,7 +177,9 @@ def lr_law(runs: pd.DataFrame, posterior: Any, *, target: str = "loss", reach: f
         axis.scatter(best[x], best[answer], c=colours, s=26, edgecolors="white", linewidths=0.6, zorder=3)
         answers = [best[answer].to_numpy()]
         for value, colour in zip(values, shades):
-            optimum = getattr(posterior.predict(**{x: query, other: np.full_like(query, value)}), answer)
+            at = {x: query, other: np.full_like(query, value)}
+            at |= {"params_active": at["params"] * share.mode()[0]} if sparse else {}
+            optimum = getattr(posterior.predict(**at), answer)
             for level in (0.9, 0.5):
                 low, high = optimum.interval(level)
                 axis.fill_between(query, low, high, color=colour, alpha=0.14, lw=0)
@@ -218,12 +218,6 @@ def heldout(backtests: Mapping[str, Any], *, level: float = 0.9) -> Figure | Non
     return figure
 
 
-def best_of_cells(runs: pd.DataFrame, target: str) -> pd.DataFrame:
-    """The row with the lowest `target` of every (N, D) cell."""
-    done = runs[(runs["status"] == "ok") & runs[target].notna()]
-    return done.loc[done.groupby(["params", "tokens"])[target].idxmin()].reset_index(drop=True)
-
-
 def count(value: float) -> str:
     """1.07e9 -> '1.07B', 2048 -> '2,048'."""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
@@ -240,24 +234,24 @@ def unit(target: str) -> str:
 # --- parts ---------------------------------------------------------------------------------------------------------
 
 
-def _swept(runs: pd.DataFrame, target: str) -> list[tuple[float, float, pd.DataFrame]]:
+def _swept(runs: pd.DataFrame, target: str) -> list[Cell]:
     """Cells that tried at least two learning rates."""
     if "lr" not in runs:
         return []
     found = cells(runs[runs["lr"].notna()])
-    return [c for c in found if c[2]["lr"].nunique() > 1 and np.isfinite(_excess(c[2], target)).any()]
+    return [c for c in found if c.runs["lr"].nunique() > 1 and np.isfinite(_excess(c.runs, target)).any()]
 
 
 def _has_batch(runs: pd.DataFrame) -> bool:
     return "batch_tokens" in runs and bool(runs["batch_tokens"].notna().all())
 
 
-def _layout(swept: Sequence[tuple[float, float, pd.DataFrame]]) -> tuple[dict[tuple[int, int], Any], int, int]:
+def _layout(swept: Sequence[Cell]) -> tuple[dict[tuple[int, int], Cell], int, int]:
     """((row, column) -> cell, rows, columns): a row a size, budgets in order; at most MOST of each."""
-    sizes = _thin(sorted({c[0] for c in swept}), MOST)
+    sizes = _thin(sorted({c.params for c in swept}), MOST)
     panels = {}
     for row, size in enumerate(sizes):
-        for column, cell in enumerate(_thin([c for c in swept if c[0] == size], MOST)):
+        for column, cell in enumerate(_thin([c for c in swept if c.params == size], MOST)):
             panels[row, column] = cell
     return panels, len(sizes), 1 + max(column for _, column in panels)
 
@@ -324,6 +318,13 @@ def _frame(figure: Figure, axes: np.ndarray, panels: Mapping[tuple[int, int], An
         axis.tick_params(labelbottom=(row + 1, column) not in panels)
     figure.supxlabel(x, fontsize=9, color=SOFT)
     figure.supylabel(y, fontsize=9, color=SOFT)
+
+
+def _name(cell: Cell) -> str:
+    active = f"\n{count(cell.active)} active" if "params_active" in cell.differ else ""
+    return f"N = {count(cell.params)}, D = {count(cell.tokens)}{active}" + f"\n{cell.recipe}" * (
+        "recipe" in cell.differ
+    )
 
 
 def _title(axis: Axes, text: str) -> None:

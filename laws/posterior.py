@@ -77,7 +77,7 @@ class Posterior:
     """Draws of a law's parameters and what they were fitted to.
 
     samples: site -> [chain, draw] or [chain, draw, k]. meta: law, source, rows, excluded, ranges, center, target,
-    diagnostics, versions, data_digest, seed, settings, command, warnings.
+    diagnostics, versions, data_digest, seed, settings, command, warnings; steplaw: censored.
     """
 
     law: str

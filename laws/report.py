@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from laws import forms, page, plots
+from laws.cells import best_of_cells, cells
 from laws.errors import InputError
 from laws.holdout import Backtest
 from laws.posterior import Posterior
@@ -199,7 +200,7 @@ def _optimum(runs: pd.DataFrame, posterior: Posterior | None, target: str) -> st
     if figure is not None:
         text = "Every tile is a setting that was tried, coloured by how much worse it ended than the cell's best."
         parts += [page.paragraph(text), page.picture(figure, "loss over learning rate and batch size, a panel a cell")]
-    few = "batch_tokens" not in runs or runs.groupby(["params", "tokens"])["batch_tokens"].nunique().median() <= 3
+    few = "batch_tokens" not in runs or np.median([c.runs["batch_tokens"].nunique() for c in cells(runs)]) <= 3
     figure = plots.lr_curves(runs, posterior, target=target) if few else None
     if figure is not None:
         parts += [page.picture(figure, "loss against learning rate, a panel a cell")]
@@ -285,6 +286,8 @@ def _diagnosis(posterior: Posterior) -> str:
     d, meta = posterior.meta["diagnostics"], posterior.meta
     left = f", {meta['excluded']} left out" if meta["excluded"] else ""
     fitted = f"Fitted to {meta['rows_used']:,} of {meta['rows']:,} rows in {meta['cells']} cells{left}. "
+    if meta.get("censored"):
+        fitted += f"{meta['censored']:,} that diverged count too, as losses above their cell's best. "
     if "max_rhat" not in d:
         return fitted + f"By the normal approximation at the mode, in {d['seconds']:.0f} s."
     diverged = f"{d['divergences']:.0f} draws diverged" if d["divergences"] else "no draw diverged"
@@ -312,10 +315,13 @@ def _runs(runs: pd.DataFrame, target: str) -> str:
         facts.append(("training compute in all", f"{runs['flops'].sum():.3g} FLOP"))
     if "wall_s" in runs:
         facts.append(("training time in all", f"{runs['wall_s'].sum() / 60:.1f} minutes"))
-    best = plots.best_of_cells(runs, target)
-    have = [c for c in ("params", "tokens", target, "lr", "batch_tokens") if c in best]
+    best = best_of_cells(runs, target, every=True)
+    several = [c for c in ("params_active", "recipe") if c in runs and runs[c].nunique() > 1]
+    have = [c for c in ("params", "tokens", *several, target, "lr", "batch_tokens") if c in best]
     rows = [[_show(column, row[column]) for column in have] for _, row in best.iterrows()]
-    table = page.table([_QUANTITIES.get(c, c) for c in have], rows, words=())
+    table = page.table(
+        [_QUANTITIES.get(c, c) for c in have], rows, words=[have.index(c) for c in have if c == "recipe"]
+    )
     out = page.table(["", ""], [list(fact) for fact in facts], words=(0, 1)) + page.details(
         "The best run of every cell", table
     )
@@ -336,6 +342,7 @@ _QUANTITIES = {
     "lr": "learning rate",
     "batch_tokens": "batch size",
     "params": "N",
+    "params_active": "N, active",
     "tokens": "D",
     "eval_loss": "held-out loss",
 }

@@ -83,6 +83,11 @@ def finished(runs: pd.DataFrame) -> pd.DataFrame:
     return kept
 
 
+def diverged(runs: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
+    """The runs that diverged, of those that have all of `columns`, with a fresh index."""
+    return runs[runs["status"] == "diverged"].dropna(subset=list(columns)).reset_index(drop=True)
+
+
 def write_parquet(runs: pd.DataFrame, path: str | os.PathLike[str]) -> Path:
     """Writes a run table as Parquet with the schema version in its metadata; the file appears whole or not at all."""
     import pyarrow as pa

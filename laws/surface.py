@@ -64,23 +64,23 @@ def sample(
         weight = (df + 1) / (df + scaled / sizes**2)
         if np.abs(weight / sizes**2 - precision).max() < TOLERANCE * precision.max():
             break
-    # Known precisions would tell more of the law than Student-t noise does, by this factor (Fisher information).
-    weight_known = weight * (df + 1) / (df + 3)
-    known = weight_known / sizes**2
-    grouped = None if run is None else noise.groups(known, run, shared)
-    whitened = noise.whiten(phi, known, grouped)
+    # Known precisions would tell more of the law than Student-t noise does: less, by this factor (Fisher information).
+    known = (df + 1) / (df + 3)
+    precision = known * weight / sizes**2
+    grouped = None if run is None else noise.groups(precision, run, shared)
+    whitened = noise.whiten(phi, precision, grouped)
     turned = discrepancy.rotate(whitened * form_error)
     draw, options = (normal.sample if laplace else sampler.sample), options | {"hold": form.HELD}
     if form_error and (laplace or not form.HELD):
         options["over"] = "form_error"
     ratio = (values["noise"] / values["form_error"]) ** 2
-    seen = observed(data, turned, known, weight_known.sum(), grouped, DROP * ratio)
+    seen = observed(data, turned, precision, weight.sum(), grouped, DROP * ratio, known)
     result = draw(form.model, seen, values, name=name, seed=seed, **options)
 
     draws = {site: result.draws[site] for site in form.SITES}
     if form_error:
         p = {site: x.reshape(-1, *(x.shape[2:] or (1,))) for site, x in draws.items()}
-        residual = noise.whiten((data["log_loss"] - form.log_curve(np, p, data)).T, known, grouped).T
+        residual = noise.whiten((data["log_loss"] - form.log_curve(np, p, data)).T, precision, grouped).T
         rng = np.random.default_rng(seed)
         weights = discrepancy.draw(turned, whitened, residual, p["noise"][:, 0], p["form_error"][:, 0], rng)
         draws["discrepancy"] = weights.reshape(*draws["noise"].shape, -1)
@@ -105,10 +105,14 @@ def observed(
     count: float,
     grouped: noise.Groups | None = None,
     least: float = 0.0,
+    known: float = 1.0,
 ) -> dict[str, Any]:
     """`data` with its rows padded and what `grid.observe` needs: `root_precision` [row], `project` [row, k] and
-    `spread` [k] of `discrepancy.rotate`, `count` of the rows by weight; `run` and `share`
-    [row] of `noise.groups` where there are checkpoints. Coordinates of spread below `least` are left to the noise."""
+    `spread` [k] of `discrepancy.rotate`, `rest`: how many more coordinates `count` rows, by weight, have; `known`;
+    `run` and `share` [row] of `noise.groups` where there are checkpoints. Coordinates of spread below `least` are left
+    to the noise.
+
+    known: factor by which `precision` is smaller than what the runs scatter with."""
     Q, s = turned
     Q, s = Q[:, s**2 >= least], s[s**2 >= least]
     rows = len(precision)
@@ -123,7 +127,7 @@ def observed(
     out["spread"] = np.pad(s**2, (0, k - len(s)))
     if grouped is not None:
         out["run"], out["share"] = (np.pad(x, (0, size - rows)) for x in grouped)
-    return out | {"count": count}
+    return out | {"known": known, "rest": known * (count - len(s)) - (k - len(s))}
 
 
 def _power_of_two(n: int) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 import laws
-from experiments import show
+from experiments import covariates, show
 from experiments.commands.fit import refuse_unwritable
 from experiments.errors import InputError
 from experiments.options import Parser, fraction, positive, positives
@@ -24,7 +24,8 @@ def parser() -> Parser:
         examples="  stepseer allocate mine.nc --flops 1e21\n"
         "  stepseer allocate mine.nc --flops 1e21,1e22,1e23 --inference-tokens 1T --plot budgets.svg\n"
         "  stepseer allocate mine.nc --loss 2.0                least compute, and the model it goes to\n"
-        "  stepseer allocate mine.nc --loss 2.0 --params 7B    tokens that a 7B model needs for it",
+        "  stepseer allocate mine.nc --loss 2.0 --params 7B    tokens that a 7B model needs for it\n"
+        "  stepseer allocate moe.nc --flops 1e22 --active-share 0.125",
     )
     made.add_argument("posterior", metavar="POSTERIOR", help="a packaged posterior of the loss, or a file from `fit`")
     made.add_argument("--recipe", metavar="NAME", help="pooled: of which recipe; new: of one without runs")
@@ -33,6 +34,7 @@ def parser() -> Parser:
     made.add_argument("--params", metavar="N", help="with --loss: the size, non-embedding; answers the tokens it needs")
     made.add_argument("--tokens", metavar="D", help="with --loss: the tokens; answers the size that they need")
     made.add_argument("--inference-tokens", metavar="T", help="tokens the model will serve, at 2 N FLOP each")
+    covariates.add(made)
     made.add_argument("--level", metavar="P", default="0.9", help="mass of the intervals (default 0.9)")
     made.add_argument("--plot", metavar="FILE", help="with --flops: a picture, .svg, .png or .pdf")
     return made
@@ -48,12 +50,14 @@ def run(args: argparse.Namespace) -> int:
     posterior = laws.load_posterior(args.posterior)
     if args.recipe is not None:
         posterior = posterior.of(args.recipe)
+    others = covariates.given(args, posterior)
     if losses:
-        answer = _for_loss(args, posterior, losses, inference, level)
+        answer = _for_loss(args, posterior, losses, inference, level, others)
     else:
-        answer = _for_flops(posterior, budgets, inference, level, picture)
+        answer = _for_flops(posterior, budgets, inference, level, picture, others)
     if args.json:
-        print(show.as_json({"law": posterior.law, "posterior": args.posterior, **answer}))
+        asked = covariates.described(args)
+        print(show.as_json({"law": posterior.law, "posterior": args.posterior, **asked, **answer}))
         return 0
     (_print_losses if losses else _print_budgets)(posterior, answer, level)
     for warning in answer["warnings"]:
@@ -97,9 +101,14 @@ def save_picture(figure: Any, path: Path) -> None:
 
 
 def _for_flops(
-    posterior: laws.Posterior, budgets: list[float], inference: float, level: float, picture: Path | None
+    posterior: laws.Posterior,
+    budgets: list[float],
+    inference: float,
+    level: float,
+    picture: Path | None,
+    others: dict[str, Any],
 ) -> dict[str, Any]:
-    found = laws.allocate(posterior, flops=np.array(budgets), inference_tokens=inference)
+    found = laws.allocate(posterior, flops=np.array(budgets), inference_tokens=inference, **others)
     rows = []
     for i, flops in enumerate(budgets):
         own = {c: show.summary(getattr(found, c), level, i) for c in ("params", "tokens", "ratio", "loss")}
@@ -109,7 +118,7 @@ def _for_flops(
         row = {"flops": flops, "recommended": best, "optimum": own, "valley": valley}
         row |= {"no_optimum": found.no_optimum[i], "local_only": found.local_only[i], "smaller": []}
         if np.isfinite(best["params"]):
-            smaller = laws.overtrain(posterior, flops=flops, inference_tokens=inference)
+            smaller = laws.overtrain(posterior, flops=flops, inference_tokens=inference, **others)
             row["smaller"] = smaller.to_dict("records")
         rows.append(row)
     if picture:
@@ -157,7 +166,12 @@ def _smaller(row: dict[str, Any]) -> list[str]:
 
 
 def _for_loss(
-    args: argparse.Namespace, posterior: laws.Posterior, losses: list[float], inference: float, level: float
+    args: argparse.Namespace,
+    posterior: laws.Posterior,
+    losses: list[float],
+    inference: float,
+    level: float,
+    others: dict[str, Any],
 ) -> dict[str, Any]:
     if args.params or args.tokens:
         given, asked = ("params", "tokens") if args.params else ("tokens", "params")
@@ -165,12 +179,12 @@ def _for_loss(
         if len(values) not in (1, len(losses)) and len(losses) != 1:
             raise InputError(f"--{given} has {len(values)} values and --loss {len(losses)}; give one, or as many")
         question = laws.tokens_for if args.params else laws.params_for
-        found = question(posterior, loss=np.array(losses), **{given: np.array(values)})
+        found = question(posterior, loss=np.array(losses), **{given: np.array(values)}, **others)
         n = max(len(values), len(losses))
         queries = [{"loss": losses[i % len(losses)], given: values[i % len(values)]} for i in range(n)]
         reaches, warnings = {asked: found}, found.warnings
     else:
-        cheapest = laws.cheapest(posterior, loss=np.array(losses), inference_tokens=inference)
+        cheapest = laws.cheapest(posterior, loss=np.array(losses), inference_tokens=inference, **others)
         queries = [{"loss": loss} for loss in losses]
         reaches = {c: getattr(cheapest, c) for c in ("flops", "params", "tokens")}
         warnings = cheapest.warnings

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import laws
-from experiments import show
+from experiments import covariates, show
 from experiments.commands.allocate import about, flop, picture_path, save_picture
 from experiments.errors import InputError
 from experiments.options import Parser, positives
@@ -29,6 +29,7 @@ def parser() -> Parser:
     made.add_argument("--recipes", metavar="X,Y", help="without B: two recipes of A, a fit of pooled")
     made.add_argument("--params", metavar="N", help="sizes, increasing; default the data of both and ten times beyond")
     made.add_argument("--tokens", metavar="D", help="tokens, increasing; default likewise")
+    covariates.add(made)
     made.add_argument("--plot", metavar="FILE", help="a picture, .svg, .png or .pdf")
     return made
 
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     given = {c: positives(getattr(args, c), f"--{c}") for c in ("params", "tokens") if getattr(args, c)}
     picture = picture_path(args.plot)
     a, b = _two(args)
-    found = laws.compare(a, b, **given)
+    found = laws.compare(a, b, **given, **covariates.given(args, a, b))
     if picture:
         from laws import plots_answers
 
@@ -59,6 +60,7 @@ def _answer(args: argparse.Namespace, found: Any) -> dict[str, Any]:
         "a": args.a,
         "b": args.b or args.a,
         "recipes": args.recipes and args.recipes.split(","),
+        **covariates.described(args),
         "params": found.params,
         "tokens": found.tokens,
         "probability": found.probability,

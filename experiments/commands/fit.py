@@ -78,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
             "source",
             "rows",
             "excluded",
+            "censored",
             "ranges",
             "diagnostics",
             "warnings",
@@ -98,6 +99,8 @@ def run(args: argparse.Namespace) -> int:
     print("diagnostics: " + ", ".join(f"{name} {value:.4g}" for name, value in meta["diagnostics"].items()))
     if isinstance(meta.get("scatter"), dict):
         print(f"noise: {noise.sentence(parameters['noise']['median'], meta)}")
+    if meta.get("censored"):
+        print(f"{show.plural(meta['censored'], 'run')} that diverged count as losses above their cell's best")
     for warning in posterior.warnings:
         print(f"note: {warning}")
     asked = f"{out} --params N --tokens D" + (" --recipe NAME" if "recipes" in meta else "")

@@ -159,11 +159,11 @@ def observe(log_curve: Any, data: dict[str, Any]) -> None:
         common = jnp.zeros_like(whitened).at[data["run"]].add(data["share"] * whitened)
         whitened = whitened - data["share"] * common[data["run"]]
     along = data["project"].T @ whitened
-    variance = noise**2 + form_error**2 * data["spread"]
-    # Coordinates along the features have `variance`, the others noise^2; padding adds zeros to `along` and `spread`.
-    rest = jnp.maximum(jnp.sum(whitened**2) - jnp.sum(along**2), 0.0)  # rounding can take it below
-    squares = jnp.sum(along**2 / variance) + rest / noise**2
-    logs = jnp.sum(jnp.log(variance)) + (data["count"] - len(data["spread"])) * 2 * jnp.log(noise)
+    variance = data["known"] * noise**2 + form_error**2 * data["spread"]
+    # Coordinates along the features have `variance`; `rest` others noise^2. Padding adds zeros to `along` and `spread`.
+    others = jnp.maximum(jnp.sum(whitened**2) - jnp.sum(along**2), 0.0)  # rounding can take it below
+    squares = jnp.sum(along**2 / variance) + others / noise**2
+    logs = jnp.sum(jnp.log(variance)) + data["rest"] * 2 * jnp.log(noise)
     numpyro.factor("log_loss", -(squares + logs) / 2)
 
 

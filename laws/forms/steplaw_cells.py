@@ -29,6 +29,8 @@ class Cell:
     lr: np.ndarray  # ln, as is batch
     batch: np.ndarray
     log_loss: np.ndarray
+    lost_lr: np.ndarray  # of the runs that diverged
+    lost_batch: np.ndarray
 
     @property
     def modelled(self) -> np.ndarray:
@@ -44,22 +46,24 @@ class Cell:
         return {name: len(np.unique(np.round(getattr(self, name) * 12))) for name in ("lr", "batch")}
 
 
-def prepare(runs: pd.DataFrame, target: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def prepare(
+    runs: pd.DataFrame, target: str, diverged: pd.DataFrame | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """(arrays for the model, facts for the posterior's meta) from finished runs with a target loss.
 
     A cell is one (params, tokens), and params_active and recipe where the table has them: runs without params_active
     are of dense models. Cells with fewer than 4 learning rates are left out; in the others the runs within 2% of the
-    best (and the best 12) are used. Raises FitError where fewer than 3 cells remain.
+    best (and the best 12) are used, and those that `diverged` (400 at most), as losses above the best.
+    Raises FitError where fewer than 3 cells remain.
     """
     everything = []
-    table = pd.DataFrame({c: runs[c].to_numpy(float) for c in ("params", "tokens", "lr", "batch_tokens", target)})
-    active = runs["params_active"].fillna(runs["params"]) if "params_active" in runs else runs["params"]
-    table["sparsity"] = np.log(active.to_numpy(float) / table["params"])
-    table["recipe"] = np.asarray(runs.get("recipe", ""))
-    for _, group in table.sort_values(target, kind="stable").groupby(["params", "tokens", "sparsity", "recipe"]):
-        first = group.iloc[0]
+    table = _with_keys(runs, ["lr", "batch_tokens", target])
+    lost = {} if diverged is None else dict(list(_with_keys(diverged, ["lr", "batch_tokens"]).groupby(KEYS)))
+    for key, group in table.sort_values(target, kind="stable").groupby(KEYS):
         logs = [np.log(group[c].to_numpy()) for c in ("lr", "batch_tokens", target)]
-        everything.append(Cell(first["params"], first["tokens"], first["sparsity"], first["recipe"], *logs))
+        gone = lost.get(key, table[:0])
+        logs += [np.log(gone[c].to_numpy()[:: -(-len(gone) // MOST) or 1]) for c in ("lr", "batch_tokens")]
+        everything.append(Cell(*group.iloc[0][KEYS], *logs))
     cells = [cell for cell in everything if cell.settings["lr"] >= MIN_LRS]
     if len(cells) < MIN_CELLS:
         raise FitError(
@@ -93,6 +97,12 @@ def prepare(runs: pd.DataFrame, target: str) -> tuple[dict[str, Any], dict[str, 
         tried = [getattr(c, name) for c in cells]
         data[f"{name}_mid"] = np.mean([(x.min() + x.max()) / 2 for x in tried])
         data[f"{name}_half"] = max(np.ptp(np.concatenate(tried)) / 2, 1.0)
+    if any(len(c.lost_lr) for c in cells):
+        n_lost = np.array([len(c.lost_lr) for c in cells])
+        data["lost"] = np.arange(n_lost.max()) < n_lost[:, None]
+        for name in ("lr", "batch"):
+            rows = [getattr(c, f"lost_{name}") if n else getattr(c, name)[:1] for c, n in zip(cells, n_lost)]
+            data[f"lost_{name}"] = _rectangle(rows)
     # Variants of the model go by the presence of a key, which is known when the program is compiled.
     settings = np.array([list(c.settings.values()) for c in cells])
     if np.median(settings, axis=0).min() >= 5 and np.median([u.sum() for u in used]) >= 25:
@@ -105,9 +115,21 @@ def prepare(runs: pd.DataFrame, target: str) -> tuple[dict[str, Any], dict[str, 
         "center": {name: float(data[name]) for name in ("ln_N", "ln_D", "ln_S") if name in data},
         "cells": len(cells),
         "rows_used": int(data["used"].sum()),
+        "censored": int(np.sum(data.get("lost", 0))),
         "optional": _optional(cells),
         "notes": _notes(cells, len(everything) - len(cells), settings),
     }
+
+
+KEYS = ["params", "tokens", "sparsity", "recipe"]  # of a cell
+
+
+def _with_keys(runs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """KEYS and `columns` of the runs."""
+    table = pd.DataFrame({c: runs[c].to_numpy(float) for c in ("params", "tokens", *columns)})
+    active = runs["params_active"].fillna(runs["params"]) if "params_active" in runs else runs["params"]
+    table["sparsity"] = np.log(active.to_numpy(float) / table["params"])
+    return table.assign(recipe=np.asarray(runs.get("recipe", "")))
 
 
 def _optional(cells: list[Cell]) -> dict[str, list[float]]:
@@ -136,7 +158,8 @@ def _notes(cells: list[Cell], small: int, settings: np.ndarray) -> list[str]:
         notes.append("one model size only: the exponents of N are set by their prior")
     if len({c.tokens for c in cells}) < 2:
         notes.append("one token budget only: the exponents of D are set by their prior")
-    edge = sum(c.lr[0] in (c.lr.min(), c.lr.max()) for c in cells)
+    tried = [np.append(c.lr, c.lost_lr) for c in cells]
+    edge = sum(c.lr[0] in (lr.min(), lr.max()) for c, lr in zip(cells, tried))
     if edge:
         notes.append(f"the best run has the smallest or largest learning rate tried in {edge} of {len(cells)} cells")
     return notes

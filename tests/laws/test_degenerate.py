@@ -128,7 +128,9 @@ def test_steplaw_models_some_of_very_many_runs():
     data, facts = steplaw_cells.prepare(many, "loss")
     assert data["used"].shape[1] <= steplaw_cells.MOST and facts["rows_used"] > 12 * steplaw_cells.MOST / 2
     # As many from among the best as from among the worst that are near.
-    cell = steplaw_cells.Cell(1e5, 1e6, 0.0, "", np.zeros(5000), np.zeros(5000), np.linspace(0, 0.015, 5000))
+    cell = steplaw_cells.Cell(
+        1e5, 1e6, 0.0, "", np.zeros(5000), np.zeros(5000), np.linspace(0, 0.015, 5000), *[np.empty(0)] * 2
+    )
     assert np.mean(cell.log_loss[cell.modelled]) == pytest.approx(0.0075, rel=0.01)
 
 

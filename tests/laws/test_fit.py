@@ -42,10 +42,14 @@ def test_steplaw_small_grid(small_steplaw):
     assert low < true < high
 
 
-def test_diverged_runs_are_left_out_and_counted(small_steplaw):
+def test_diverged_runs_are_counted(small_steplaw):
     runs = swept_grid()
-    assert small_steplaw.meta["excluded"] == int((runs["status"] != "ok").sum()) > 0
-    assert small_steplaw.meta["rows"] == len(runs)
+    assert small_steplaw.meta["censored"] == int((runs["status"] == "diverged").sum()) > 0
+    assert small_steplaw.meta["excluded"] == 0 and small_steplaw.meta["rows"] == len(runs)
+    lost = laws.fit(
+        "chinchilla", loss_grid("chinchilla", 0.003).assign(status=["ok"] * 60 + ["diverged"] * 4), laplace=True
+    )
+    assert lost.meta["excluded"] == 4 and "censored" not in lost.meta  # a law of the loss leaves them out
 
 
 def test_chinchilla_recovers(small_chinchilla):

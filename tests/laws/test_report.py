@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from laws import plots, report
+from laws.cells import best_of_cells, cells
 from laws.errors import InputError
 from laws.holdout import Backtest
 from laws.posterior import Posterior
@@ -183,3 +184,35 @@ def test_log_axes_have_a_few_readable_ticks(span):
     plots._log_axis(axis.xaxis, span, plots.count)
     low, high = axis.get_xlim()
     assert 1 <= sum(low <= tick <= high for tick in axis.get_xticks()) <= 7
+
+
+def test_a_cell_is_of_one_sparsity_and_recipe(runs, posteriors):
+    """Sparse runs of another recipe at the same (N, D) are cells of their own, asked about as what they are."""
+    sparse = runs.assign(params_active=runs["params"] / 4, loss=runs["loss"] * 0.9, recipe="sparse")
+    both = pd.concat([runs.assign(recipe="dense", params_active=np.nan), sparse], ignore_index=True)
+    every = cells(both)
+    assert len(every) == 2 * len(cells(runs)) == 24
+    assert all(cell.runs["recipe"].nunique() == 1 for cell in every)
+    assert every[0].differ == ("params_active", "recipe") and cells(runs)[0].differ == ()
+    best = best_of_cells(both, "loss", every=True)
+    assert len(best) == 24 and len(best_of_cells(both, "loss")) == 12
+    asked = []
+
+    class Asked(Posterior):
+        def predict(self, **query):
+            asked.append(query)
+            return super().predict(**query)
+
+    plain = posteriors["steplaw"]
+    law = Asked(plain.law, plain.samples, plain.meta | {"optional": {"params_active": [2e3, 3e5]}})
+    figure = plots.landscape(both, law)
+    # Against its own cell's best, each panel has a tile at 0: against the pair's, dense ones would not.
+    panels = [axis for axis in figure.axes if "active" in axis.get_title(loc="left")]
+    assert len(panels) == 12 and all(np.nanmin(np.ma.getdata(a.collections[0].get_array())) == 0 for a in panels)
+    assert "N = 10K, D = 60K\n2.5K active\nsparse" in [
+        axis.get_title(loc="left").replace("2,500", "2.5K") for axis in panels
+    ]
+    assert {query["params_active"] / query["params"] for query in asked} == {1.0, 0.25}
+    asked.clear()
+    plots.lr_law(pd.concat([both, sparse.assign(recipe="other")]), law)
+    assert all(np.allclose(query["params_active"], query["params"] / 4) for query in asked)
