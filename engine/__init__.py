@@ -1,4 +1,4 @@
-"""The trainer: dense decoders, one or many to a program, on CPU, GPU and TPU meshes."""
+"""The trainer: decoders, dense or of experts, one or many to a program, on CPU, GPU and TPU meshes."""
 
 from engine.config import DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from engine.errors import InputError

@@ -79,8 +79,10 @@ def move_bias(bias: jax.Array, load: jax.Array, rate: jax.Array) -> jax.Array:
 
 
 def _top_k(scores_GSE: jax.Array, k: int) -> jax.Array:
-    """Indices [G, S, k] of the k largest, largest first, ties to the lower. k maxima: unlike a sort or `lax.top_k` it
-    needs no collective when trials or tokens are sharded."""
+    """Indices [G, S, k] of the k largest, largest first, ties to the lower.
+
+    By k maxima: `lax.top_k` would gather what is sharded over trials or tokens.
+    """
     found = []
     for _ in range(k):
         best_GS = jnp.argmax(scores_GSE, axis=-1)

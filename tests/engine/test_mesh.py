@@ -62,7 +62,7 @@ def test_same_losses_in_every_layout(layout, tiny, one_device):
     np.testing.assert_allclose(np.asarray(metrics.loss), one_device, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["trial 4", "data 4", "trial 2, fsdp 2, tensor 2"])
+@pytest.mark.parametrize("name", ["trial 4", "trial 2, fsdp 2, tensor 2"])
 def test_a_mixture_of_experts_is_the_same_in_every_layout(name, mixture, mixture_on_one_device):
     _, run, args = lower(mixture, LAYOUTS[name])
     metrics = run(*args)[1]

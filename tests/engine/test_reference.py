@@ -46,7 +46,12 @@ def relative(a, b):
     return np.linalg.norm(a - b) / np.linalg.norm(b)
 
 
-def test_logits(config):
+@pytest.mark.parametrize(
+    "name",
+    ["grouped-query, untied", "head_dim apart from d_model", "rope, qk-norm, soft-cap, tied", *list(MIXTURES)[:1]],
+)
+def test_logits(name):
+    config = EVERY[name]
     params = random_params(config)
     tokens = random_tokens((3, 7), config.vocab_size)
     ours = np.asarray(engine.logits(config, params, tokens))

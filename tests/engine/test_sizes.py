@@ -49,6 +49,12 @@ def test_counts_are_those_of_the_real_tree(changes):
     assert sizes.non_embedding_params(model) == sum(blocks.values()) - gates - norms
 
 
+@pytest.mark.parametrize("ladder", [sizes.steplaw_shapes, sizes.steplaw_moe_shapes, sizes.farseer_shapes])
+def test_the_published_shapes_are_models_of_ours(ladder):
+    for name, model in ladder().items():
+        assert sizes.total_params(model) == sum(tree_sizes(model).values()), name
+
+
 def table(name):
     folder = os.environ.get("STEPSEER_DATA", "")
     path = Path(folder) / name

@@ -106,6 +106,8 @@ MISTAKES = [
     ("train dense_1m --set optim.lr --out {d}/out", ["'optim.lr'", "field=value"]),
     ("train dense_1m --set seed=1 --set seed=2 --out {d}/out", ["seed", "twice"]),
     ("train dense_1m --set model.d_model=161 --out {d}/out", ["161"]),
+    ("train moe_1m --set model.top_k=17 --out {d}/out", ["model.top_k 17", "model.n_experts 16"]),
+    ("train dense_1m --set model.positions=learned --out {d}/out", ["'learned'", "sqrt_alibi"]),
 ]  # fmt: skip
 
 
