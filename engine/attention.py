@@ -10,9 +10,9 @@ def attention(
 ) -> jax.Array:
     """softmax(q k^T / sqrt(C) + bias) v, causal, H a multiple of K (grouped-query); softmax in float32.
 
-    bias_HTT: of query t for key s, all trials' alike (ALiBi); only s <= t is read. Returns [G, B, T, H, C].
+    bias_HTT: float32, of query t for key s, all trials alike (ALiBi); only s <= t is read. Returns [G, B, T, H, C].
     """
     fold = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
-    bias = None if bias_HTT is None else bias_HTT[None].astype(q_GBTHC.dtype)
+    bias = None if bias_HTT is None else bias_HTT[None]
     out = jax.nn.dot_product_attention(fold(q_GBTHC), fold(k_GBTKC), fold(v_GBTKC), bias, is_causal=True)
     return out.reshape(q_GBTHC.shape)
