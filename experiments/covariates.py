@@ -39,7 +39,7 @@ def given(args: argparse.Namespace, *posteriors: laws.Posterior) -> dict[str, An
             continue
         if not readers:
             known = " and ".join(dict.fromkeys(x.law for x in posteriors))
-            raise InputError(f"{known} {'read' if ' and ' in known else 'reads'} no {name}: leave {option} out")
+            raise InputError(f"no {name} enters {known}: leave {option} out")
         value = positive(text, option)
         if name != "params_active":
             out[name] = value

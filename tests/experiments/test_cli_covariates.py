@@ -66,10 +66,13 @@ def test_compare_sparse_with_dense(capsys, saved):
         ("allocate {}/moe.nc --loss 2.5 --params 1B", "moe needs --active-share S too"),
         ("allocate {}/moe.nc --flops 1e21 --active-share 2", "a share of N, 1 at most"),
         ("allocate {}/moe.nc --flops 1e21 --active-share x", "--active-share is 'x'"),
-        ("allocate {}/dense.nc --flops 1e21 --active-share 0.5", "chinchilla reads no params_active"),
+        (
+            "allocate {}/dense.nc --flops 1e21 --active-share 0.5",
+            "no params_active enters chinchilla: leave --active-share out",
+        ),
         ("allocate {}/data_constrained.nc --flops 1e21", "data_constrained needs --unique-tokens U too"),
         ("compare {0}/moe.nc {0}/dense.nc", "moe needs --active-share S too"),
-        ("compare {0}/moe.nc {0}/dense.nc --active-share 0.5 --n-experts 8", "moe and chinchilla read no n_experts"),
+        ("compare {0}/moe.nc {0}/dense.nc --active-share 0.5 --n-experts 8", "no n_experts enters moe and chinchilla"),
     ],
 )
 def test_one_line_says_what_is_missing(capsys, saved, line, words):
