@@ -1,6 +1,7 @@
 """The pages in docs/ run: their Python blocks, in order, as a reader would."""
 
 import re
+import shlex
 import sys
 import types
 from pathlib import Path
@@ -9,6 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import laws
+from experiments.cli import main
 from laws import forms
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -60,3 +63,62 @@ def test_every_law_of_the_loss_is_made_as_the_page_says():
                 assert callable(getattr(forms.get(law), name)), (law, name)
     for path in re.findall(r"`((?:laws|tests)/[\w/]+\.py)`", page):
         assert (DOCS.parent / path).exists() or path == "laws/forms/shared.py", path
+
+
+def rows(page: str, head: str) -> list[list[str]]:
+    """The cells of the table whose first column is called `head`."""
+    lines = iter((DOCS / page).read_text().splitlines())
+    next(line for line in lines if line.startswith(f"| {head} |"))
+    next(lines)
+    found = []
+    for line in lines:
+        if not line.startswith("|"):
+            break
+        found.append([cell.strip() for cell in line.strip("|").split("|")])
+    return found
+
+
+def test_the_table_of_laws_is_that_of_the_laws():
+    table = {row[0].strip("`"): row[1:] for row in rows("laws.md", "law")}
+    assert set(table) == set(forms.NAMES)
+    for law, (_, columns, _, source) in table.items():
+        assert tuple(re.findall("`(.*?)`", columns)) == forms.get(law).COLUMNS, law
+        cited = re.findall(r"\d{4}\.\d{5}", source)
+        assert cited or law == "stack", law
+        assert all(paper in forms.get(law).CITATION for paper in cited), law
+
+
+def test_laws_with_covariates_are_asked_as_the_page_says():
+    page = (DOCS / "laws.md").read_text()
+    lines = page[page.index("## Laws that ask for more") :].splitlines()
+    table = {line.split("`")[1]: line for line in lines if line.startswith("| `")}
+    assert set(table) == {law for law in forms.NAMES if forms.get(law).COVARIATES}
+    for law, line in table.items():
+        for name in set(forms.get(law).COVARIATES) - {"recipe"}:
+            assert f"--{name.replace('_', '-')} " in line and f"{name}=" in line
+
+
+def test_every_question_is_answered(tmp_path, monkeypatch, capsys):
+    """The page's commands and lines, in order, on made-up runs; its fits by the normal approximation, for time."""
+    monkeypatch.chdir(tmp_path)
+    N, D = (x.ravel() for x in np.meshgrid(np.geomspace(2e8, 6e9, 6), np.geomspace(2e9, 1e11, 6)))
+    for name, B in (("runs", 1800.0), ("other_runs", 1700.0)):
+        loss = 1.7 + 400 / N**0.34 + B / D**0.36
+        loss = loss * np.exp(0.003 * np.random.default_rng(int(B)).normal(size=N.size))
+        pd.DataFrame({"params": N, "tokens": D, "loss": loss}).to_csv(f"{name}.csv", index=False)
+    fit = laws.fit
+    monkeypatch.setattr(laws, "fit", lambda *args, **options: fit(*args, **options, laplace=True))
+    commands = re.findall(r"```sh\n(.*?)```", (DOCS / "laws.md").read_text(), re.S)[0].splitlines()
+    questions = rows("laws.md", "question")
+    assert len(questions) == 11
+    for line in [*commands, *(row[1].strip("`") for row in questions)]:
+        assert main(shlex.split(line)[1:]) == 0, (line, capsys.readouterr().err)
+        assert capsys.readouterr().out, line
+    assert (tmp_path / "budget.svg").exists()
+    reader: dict = {}
+    exec(compile(blocks("laws.md")[0], "docs/laws.md", "exec"), reader)
+    for question, _, line in questions:
+        answer = eval(compile(line.strip("`"), question, "eval"), reader)
+        assert answer is not None, question
+        numbers = answer if isinstance(answer, tuple) else [answer]
+        assert all(np.isfinite(x) for x in numbers if isinstance(x, float)), question

@@ -68,7 +68,7 @@ def test_compare_sparse_with_dense(capsys, saved):
         ("allocate {}/moe.nc --flops 1e21 --active-share x", "--active-share is 'x'"),
         (
             "allocate {}/dense.nc --flops 1e21 --active-share 0.5",
-            "no params_active enters chinchilla: leave --active-share out",
+            "no params_active enters chinchilla",
         ),
         ("allocate {}/data_constrained.nc --flops 1e21", "data_constrained needs --unique-tokens U too"),
         ("compare {0}/moe.nc {0}/dense.nc", "moe needs --active-share S too"),
