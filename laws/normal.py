@@ -130,12 +130,12 @@ def _newton(objective: Objective, at: np.ndarray, moving: np.ndarray) -> tuple[n
 
     z, (value, grad) = at[moving], objective(at)
     grad, damping = grad[moving], 1e-3
-    for _ in range(40):
+    for _ in range(100):
         eigen, vectors = np.linalg.eigh(_hessian(gradient, z))
         step = -vectors @ ((vectors.T @ grad) / (np.abs(eigen) + damping))
         tried, tried_grad = objective(_with(at, moving, z + step))
         if tried <= value:
-            done = value - tried < 1e-6
+            done = value - tried < 1e-6 and damping <= 1e-3  # a much damped step gains little anywhere
             z, value, grad, damping = z + step, tried, tried_grad[moving], max(damping / 10, 1e-6)
             if done:
                 break
