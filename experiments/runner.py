@@ -24,6 +24,7 @@ from experiments import plan as plan_lib
 from experiments.errors import InputError
 from experiments.plan import Chunk, Plan
 from experiments.store import Row, Store
+from laws.programs import make_room
 
 if TYPE_CHECKING:
     from engine import Progress
@@ -106,6 +107,7 @@ def run(
         try:
             for chunk in left:
                 _raise_if(stop)
+                make_room()  # a plan of many model sizes compiles many programs
                 watcher.chunk_started(chunk)
                 finished = _rows(chunk, store, trainer, watcher, stop)
                 store.write_part(chunk.id, finished)

@@ -65,8 +65,9 @@ def fit(
     if used.empty:
         raise FitError(f"{law}: none of the {len(table)} runs of {source} has status ok and a finite {target}")
 
-    from laws import normal, sampler, stacking, surface  # import jax: only when something is fitted
+    from laws import normal, programs, sampler, stacking, surface  # import jax: only when something is fitted
 
+    programs.make_room()
     options: dict[str, Any] = {"num_warmup": num_warmup, "num_samples": num_samples, "chains": chains}
     if law == "stack":
         with _bar(law, progress) as on_progress:
