@@ -1,11 +1,12 @@
 """The trainer: decoders, dense or of experts, one or many to a program, on CPU, GPU and TPU meshes."""
 
-from engine.config import DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
+from engine.config import ComputeConfig, DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from engine.errors import InputError
 from engine.loop import Progress, Result, check, train, train_population
 from engine.model import init, logits
 
 __all__ = [
+    "ComputeConfig",
     "DataConfig",
     "InputError",
     "MeshConfig",

@@ -10,6 +10,7 @@ from engine.errors import require
 ACTIVATIONS = ("swiglu", "gelu")
 POSITIONS = ("rope", "alibi", "sqrt_alibi")
 MOE_MATMULS = ("auto", "ragged", "blocks")
+REMAT_NAMES = ("qkv", "attention", "projection", "ffn")  # what a block's activations are called, in order
 DERIVED = ("head_dim", "n_kv_heads", "d_ff", "d_expert", "normalized_gates")  # None: made from the other fields
 
 

@@ -1,18 +1,107 @@
-"""Causal attention, one signature. Attention has no parameters, so the trial axis folds into the batch."""
+"""Causal attention, one signature, several backends; all trials at once.
+
+- xla: every query against every key, then the mask. Anywhere.
+- blocks: queries in blocks, each against the keys up to its end, so that the masked half is hardly computed. For CPUs.
+- cudnn: the GPU library's fused kernel; bfloat16, no bias; trials folded into the batch.
+
+Shapes: G trials, B sequences, T tokens, H query heads, K key/value heads, R = H / K, C head_dim; of a block Q queries
+and S keys.
+"""
 
 from __future__ import annotations
 
+from functools import cache
+
 import jax
+import jax.numpy as jnp
+import numpy as np
+
+from engine.errors import InputError
+
+BLOCK = 64  # queries of a block: the fastest of 32 to 256 on two CPU cores, at 256 to 1024 tokens
+MAX_BLOCKS = 16  # each is compiled by itself
 
 
 def attention(
-    q_GBTHC: jax.Array, k_GBTKC: jax.Array, v_GBTKC: jax.Array, bias_HTT: jax.Array | None = None
+    q_GBTHC: jax.Array,
+    k_GBTKC: jax.Array,
+    v_GBTKC: jax.Array,
+    bias_HTT: jax.Array | None = None,
+    *,
+    backend: str = "xla",
 ) -> jax.Array:
     """softmax(q k^T / sqrt(C) + bias) v, causal, H a multiple of K (grouped-query); softmax in float32.
 
-    bias_HTT: float32, of query t for key s, all trials alike (ALiBi); only s <= t is read. Returns [G, B, T, H, C].
+    bias_HTT: float32, of query t for key s, all trials alike (ALiBi); only s <= t is read. backend: as `choose` gives
+    it. Returns [G, B, T, H, C].
     """
-    fold = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
-    bias = None if bias_HTT is None else bias_HTT[None]
-    out = jax.nn.dot_product_attention(fold(q_GBTHC), fold(k_GBTKC), fold(v_GBTKC), bias, is_causal=True)
-    return out.reshape(q_GBTHC.shape)
+    if backend == "cudnn":
+        q, k, v = (x.reshape(-1, *x.shape[2:]) for x in (q_GBTHC, k_GBTKC, v_GBTKC))
+        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn").reshape(q_GBTHC.shape)
+    t = q_GBTHC.shape[2]
+    block = max(BLOCK, -(-t // MAX_BLOCKS)) if backend == "blocks" else t
+    return _by_blocks(q_GBTHC, k_GBTKC, v_GBTKC, bias_HTT, block)
+
+
+def choose(wanted: str, *, head_dim: int, dtype: str, biased: bool) -> str:
+    """The backend for this process's devices. wanted: auto, or a backend's name.
+
+    auto: blocks on a CPU; on a GPU cudnn where a small probe compiles it, else xla; elsewhere xla. Raises InputError
+    for a cudnn that can't be had.
+    """
+    platform = jax.default_backend()
+    if wanted == "auto" and platform != "gpu":
+        return "blocks" if platform == "cpu" else "xla"
+    if wanted in ("auto", "cudnn"):
+        obstacle = _no_cudnn(platform, head_dim, dtype, biased)
+        if wanted == "cudnn" and obstacle:
+            raise InputError(f"compute.attention is 'cudnn', but {obstacle}; use auto")
+        return "xla" if obstacle else "cudnn"
+    return wanted
+
+
+@cache
+def _no_cudnn(platform: str, head_dim: int, dtype: str, biased: bool) -> str:
+    """Why cudnn can't be used; empty where it can."""
+    if platform != "gpu":
+        return f"it is of GPUs, and this process runs on {platform}"
+    if dtype != "bfloat16":
+        return f"it computes in bfloat16, and dtype is {dtype}"
+    if biased:
+        return "it takes no bias, and model.positions is one"
+    x = jax.ShapeDtypeStruct((1, 128, 1, head_dim), jnp.bfloat16)
+
+    def probe(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn").astype(jnp.float32).sum()
+
+    try:
+        jax.jit(jax.grad(probe, argnums=(0, 1, 2))).lower(x, x, x).compile()
+    except Exception as error:  # what a missing or old library raises differs by version
+        return "a probe of it failed: " + " ".join(str(error).split())[:200]
+    return ""
+
+
+def _by_blocks(
+    q_GBTHC: jax.Array, k_GBTKC: jax.Array, v_GBTKC: jax.Array, bias_HTT: jax.Array | None, block: int
+) -> jax.Array:
+    """G and B stay apart: folded, a batch that is sharded would be gathered."""
+    g, b, t, h, c = q_GBTHC.shape
+    n_kv = k_GBTKC.shape[3]
+    q_GBKRTC = jnp.moveaxis(q_GBTHC.reshape(g, b, t, n_kv, h // n_kv, c), 2, 4)
+    k_GBKTC, v_GBKTC = (jnp.swapaxes(x, 2, 3) for x in (k_GBTKC, v_GBTKC))
+    outs = []
+    for start in range(0, t, block):
+        end = min(t, start + block)
+        scores_GBKRQS = jnp.einsum(
+            "gbkrqc,gbksc->gbkrqs",
+            q_GBKRTC[..., start:end, :],
+            k_GBKTC[..., :end, :],
+            preferred_element_type=jnp.float32,
+        )
+        scores_GBKRQS = scores_GBKRQS * np.float32(c**-0.5)
+        if bias_HTT is not None:
+            scores_GBKRQS += bias_HTT[:, start:end, :end].reshape(n_kv, h // n_kv, end - start, end)
+        visible_QS = np.arange(end) <= np.arange(start, end)[:, None]
+        weights = jax.nn.softmax(jnp.where(visible_QS, scores_GBKRQS, -jnp.inf), axis=-1)
+        outs.append(jnp.einsum("gbkrqs,gbksc->gbkrqc", weights.astype(v_GBKTC.dtype), v_GBKTC[..., :end, :]))
+    return jnp.moveaxis(jnp.concatenate(outs, axis=4), 4, 2).reshape(q_GBTHC.shape)

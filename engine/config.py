@@ -16,7 +16,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine.architecture import DERIVED, ModelConfig
+from engine.architecture import DERIVED, REMAT_NAMES, ModelConfig
 from engine.errors import InputError, require
 
 # Dotted names of the numbers that may differ between the trials of one program.
@@ -38,6 +38,8 @@ HYPERS = (
     "init_std",
     "seed",
 )
+
+ATTENTION = ("auto", "xla", "blocks", "cudnn")
 
 
 @functools.cache
@@ -115,12 +117,14 @@ class MeshConfig:
     """Devices per axis; every axis is always in the mesh, at size 1 when unused.
 
     -1 takes the devices that the other axes leave: `trial` first, as many as divide the number of trials, then
-    `data`, as many as divide the batch. `fsdp` shards weights and batch, `tensor` heads, d_ff and vocabulary.
+    `data`, as many as divide the batch. `fsdp` shards weights and batch, `expert` experts and batch, `tensor` heads,
+    d_ff and vocabulary.
     """
 
     trial: int = -1
     data: int = -1
     fsdp: int = 1
+    expert: int = 1
     tensor: int = 1
 
     def __post_init__(self) -> None:
@@ -131,6 +135,30 @@ class MeshConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """How a step is computed: time and memory. It is the same run either way, but for rounding."""
+
+    attention: str = "auto"  # xla, blocks (CPU), cudnn (GPU); auto: what a probe finds (`engine.attention.choose`)
+    # What the forward pass keeps of a layer for the backward pass: none (of it is computed twice), dots (the products
+    # with weights), full (all is computed twice: only the layer's input is kept), or names of `REMAT_NAMES`, "a,b"
+    remat: str = "none"
+    micro_batch: int = 0  # sequences whose gradient is taken at a time, summed over the batch; 0: all
+    loss_chunk: int = 0  # tokens whose logits exist at a time; 0: all
+
+    def __post_init__(self) -> None:
+        require(
+            self.attention in ATTENTION,
+            f"compute.attention is {self.attention!r}; known: {', '.join(ATTENTION)}",
+        )
+        require(
+            self.remat in ("none", "dots", "full") or set(self.remat.split(",")) <= set(REMAT_NAMES),
+            f"compute.remat is {self.remat!r}; use none, dots, full, or what to keep, some of {','.join(REMAT_NAMES)}",
+        )
+        require(self.micro_batch >= 0, f"compute.micro_batch is {self.micro_batch}; it must be zero or more sequences")
+        require(self.loss_chunk >= 0, f"compute.loss_chunk is {self.loss_chunk}; it must be zero or more tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run, whole. `recipe` names it in the run table."""
 
@@ -138,13 +166,13 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     batch_size: int = 16  # sequences per step
     tokens: float = 1e6  # D: tokens trained on; rounded to whole steps
     seed: int = 0  # of the initial weights
     init_std: float = 0.02
     dtype: str = "float32"  # of activations and matmuls; weights and loss are float32
-    loss_chunk: int = 0  # tokens per chunk of the cross-entropy; 0: no chunking
     eval_sequences: int = 64  # held-out sequences scored at the end
 
     def __post_init__(self) -> None:
@@ -156,12 +184,20 @@ class TrainConfig:
         require(self.init_std > 0, f"init_std is {self.init_std}; it must be positive")
         require(0 <= self.seed < 2**31, f"seed is {self.seed}; it must be in [0, 2^31)")
         require(self.dtype in ("float32", "bfloat16"), f"dtype is {self.dtype!r}; known dtypes: float32, bfloat16")
-        require(self.loss_chunk >= 0, f"loss_chunk is {self.loss_chunk}; it must be zero or more tokens")
         require(self.eval_sequences >= 1, f"eval_sequences is {self.eval_sequences}; it must be at least 1")
         require(
             self.tokens >= self.batch_tokens,
             f"tokens is {self.tokens:g}, less than one batch of {self.batch_tokens} tokens "
             f"({self.batch_size} sequences of {self.data.seq_len}); raise tokens or lower batch_size",
+        )
+        micro = self.compute.micro_batch
+        require(
+            micro == 0 or self.batch_size % micro == 0,
+            f"compute.micro_batch {micro} does not divide batch_size {self.batch_size}; change one",
+        )
+        require(
+            self.mesh.expert == 1 or self.model.n_experts > 1,
+            f"mesh.expert is {self.mesh.expert}, but the model is dense; use mesh.data or mesh.fsdp",
         )
         require(
             self.optim.warmup_steps < self.steps or self.optim.warmup_steps == 0,
@@ -181,8 +217,8 @@ class TrainConfig:
 
     @property
     def run_id(self) -> str:
-        """Hash of the resolved config: 16 hex digits. The mesh, where it runs, is left out: it is the same run."""
-        values = {k: v for k, v in to_dict(self).items() if k != "mesh"}
+        """Hash of the resolved config: 16 hex digits. Where and how it is computed is left out: it is the same run."""
+        values = {k: v for k, v in to_dict(self).items() if k not in ("mesh", "compute")}
         return hashlib.blake2b(_canonical(values).encode(), digest_size=8).hexdigest()
 
 
@@ -294,9 +330,9 @@ def _unknown_field(name: str) -> InputError:
 
 def _coerce(value: Any, hint: Any, name: str) -> Any:
     kinds = typing.get_args(hint) or (hint,)
-    if value is None or value == "none":
-        if type(None) in kinds:
-            return None
+    if type(None) in kinds and value in (None, "none"):
+        return None
+    if value is None:
         raise InputError(f"{name} is empty; it needs a value of type {kinds[0].__name__}")
     kind = kinds[0]
     try:

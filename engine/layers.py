@@ -11,6 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 
 def embed(table_GVD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
@@ -58,8 +59,8 @@ def alibi(n_positions: int, n_heads: int, *, sqrt: bool) -> jax.Array:
 
 def feed_forward(x_GBTD: jax.Array, gate_GDF: jax.Array | None, up_GDF: jax.Array, down_GFD: jax.Array) -> jax.Array:
     """down(silu(gate x) * up x) (SwiGLU, Shazeer 2020); without a gate down(gelu(up x)), gelu by its tanh form."""
-    gate = None if gate_GDF is None else jnp.einsum("gbtd,gdf->gbtf", x_GBTD, gate_GDF)
-    up = jnp.einsum("gbtd,gdf->gbtf", x_GBTD, up_GDF)
+    product = lambda w: checkpoint_name(jnp.einsum("gbtd,gdf->gbtf", x_GBTD, w), "ffn")  # noqa: E731
+    gate, up = None if gate_GDF is None else product(gate_GDF), product(up_GDF)
     return jnp.einsum("gbtf,gfd->gbtd", activate(gate, up), down_GFD)
 
 

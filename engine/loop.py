@@ -144,7 +144,9 @@ def _prepare(config: TrainConfig, hypers: Sequence[Mapping[str, float]]) -> _Job
             f"model.vocab_size {config.model.vocab_size} is less than the {corpus.vocab_size} ids of tokenizer "
             f"{config.data.tokenizer!r}; set model.vocab_size={corpus.vocab_size}"
         )
-    mesh = mesh_lib.make_mesh(config.mesh, n_trials=len(trials), batch_size=config.batch_size)
+    mesh = mesh_lib.make_mesh(
+        config.mesh, n_trials=len(trials), batch_size=config.compute.micro_batch or config.batch_size
+    )
     hyper_G = jax.device_put(population.stack_hypers(trials), mesh_lib.trial_sharding(mesh))
     return _Job(config, trials, corpus, mesh, hyper_G)
 

@@ -33,15 +33,17 @@ def token_losses(
     weights_BT: jax.Array,
     *,
     dtype: Any,
-    chunk: int,
+    chunk: int = 0,
+    attend: str = "xla",
+    remat: str = "none",
 ) -> Losses:
     """Cross-entropy of every trial on a batch, and its routing.
 
     tokens_BT1: [B, T+1] int32, inputs and their successors. weights_BT: float32, 0 leaves a token out.
-    chunk: tokens whose logits exist at a time, 0 for all at once.
+    chunk: tokens whose logits exist at a time, 0 for all at once. attend, remat: as in `model.hidden`.
     """
     inputs, targets = tokens_BT1[:, :-1], tokens_BT1[:, 1:]
-    x_GSD, routing = model_lib.hidden(config, params_G, inputs, dtype)
+    x_GSD, routing = model_lib.hidden(config, params_G, inputs, dtype, attend=attend, remat=remat)
     x_GSD = x_GSD.reshape(x_GSD.shape[0], -1, x_GSD.shape[-1])
     head_GDV = model_lib.head(params_G).astype(dtype)
     targets_S, weights_S = targets.reshape(-1), weights_BT.reshape(-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from functools import partial
 from typing import Any
@@ -15,7 +16,8 @@ from engine import step
 from engine.config import MeshConfig, ModelConfig
 from engine.errors import InputError
 
-AXES = ("trial", "data", "fsdp", "tensor")
+AXES = ("trial", "data", "fsdp", "expert", "tensor")
+BATCH = ("data", "fsdp", "expert")  # the axes that a batch is divided over
 
 # Logical axis of a parameter -> mesh axis.
 RULES = {
@@ -26,35 +28,38 @@ RULES = {
     "kv_heads": "tensor",
     "head_dim": None,
     "ffn": "tensor",
-    "expert": None,
+    "expert": "expert",
+    "choice": None,
     "expert_ffn": "tensor",
     "shared_ffn": "tensor",
 }
 
 
 def make_mesh(config: MeshConfig, *, n_trials: int, batch_size: int, devices: list[Any] | None = None) -> Mesh:
-    """The mesh for n_trials trials with batch_size sequences a step; `MeshConfig` says how -1 is resolved.
+    """The mesh for n_trials trials with batch_size sequences at a time; `MeshConfig` says how -1 is resolved.
 
     Raises InputError when the axes ask for more devices than there are, or don't divide what they shard.
     """
     devices = jax.devices() if devices is None else devices
-    fixed = math.prod(size for size in (config.trial, config.data, config.fsdp, config.tensor) if size != -1)
+    sizes = dataclasses.asdict(config)
+    fixed = math.prod(size for size in sizes.values() if size != -1)
     if fixed > len(devices):
         raise InputError(f"mesh {config} needs {fixed} devices, but there are {len(devices)}; lower an axis")
     free = len(devices) // fixed
     trial = config.trial if config.trial != -1 else math.gcd(free, n_trials)
     if config.trial == -1:
         free //= trial
-    batch_left = batch_size // config.fsdp if batch_size % config.fsdp == 0 else 1
+    sharers = config.fsdp * config.expert
+    batch_left = batch_size // sharers if batch_size % sharers == 0 else 1
     data = config.data if config.data != -1 else math.gcd(free, batch_left)
     if n_trials % trial:
         raise InputError(f"mesh.trial {trial} does not divide the {n_trials} trials; use mesh.trial=-1")
-    if batch_size % (data * config.fsdp):
+    if batch_size % (data * sharers):
         raise InputError(
-            f"mesh.data {data} times mesh.fsdp {config.fsdp} does not divide batch_size {batch_size}; "
-            "change batch_size or the mesh"
+            f"mesh.data {data} times mesh.fsdp {config.fsdp} times mesh.expert {config.expert} does not divide the "
+            f"{batch_size} sequences of a step (batch_size, or compute.micro_batch); change them or the mesh"
         )
-    shape = (trial, data, config.fsdp, config.tensor)
+    shape = tuple((sizes | {"trial": trial, "data": data})[axis] for axis in AXES)
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[: math.prod(shape)])
 
 
@@ -110,4 +115,4 @@ def metrics_sharding(mesh: Mesh) -> NamedSharding:
 
 def batch_sharding(mesh: Mesh, *, steps_axis: bool) -> NamedSharding:
     """Of token batches [B, T+1], or [K, B, T+1] with steps_axis."""
-    return NamedSharding(mesh, P(*([None] if steps_axis else []), ("data", "fsdp"), None))
+    return NamedSharding(mesh, P(*([None] if steps_axis else []), BATCH, None))

@@ -14,10 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from engine import layers
-from engine.architecture import ModelConfig
-from engine.attention import attention
+from engine.architecture import REMAT_NAMES, ModelConfig
+from engine.attention import attention, choose
 from engine.moe import Routing, moe
 
 # {"embed": [V, D], "layers": {name: [L, ...]}, "norm": [D], "head": [D, V] unless tied}; in a mixture of experts whose
@@ -45,6 +46,7 @@ class Decoder(nnx.Module):
             "head_dim": config.head_dim,
             "ffn": config.d_ff,
             "expert": config.n_experts,
+            "choice": config.n_experts,
             "expert_ffn": config.d_expert,
             "shared_ffn": config.d_shared,
         }
@@ -109,9 +111,9 @@ def _block_params(config: ModelConfig, routed: bool) -> dict[str, tuple[tuple[st
     if not routed:
         feed_forward("", "ffn")
         return found
-    found["router"] = (("embed", "expert"), None)
+    found["router"] = (("embed", "choice"), None)
     if config.router_bias:
-        found["router_bias"] = (("expert",), 0.0)
+        found["router_bias"] = (("choice",), 0.0)
     feed_forward("", "expert_ffn", "expert")
     if config.d_shared:
         feed_forward("shared_", "shared_ffn")
@@ -135,18 +137,35 @@ def logical_axes(config: ModelConfig) -> dict[str, Any]:
 
 
 def hidden(
-    config: ModelConfig, params_G: Params, tokens_BT: jax.Array, dtype: Any = jnp.float32
+    config: ModelConfig,
+    params_G: Params,
+    tokens_BT: jax.Array,
+    dtype: Any = jnp.float32,
+    *,
+    attend: str = "xla",
+    remat: str = "none",
 ) -> tuple[jax.Array, Routing | None]:
     """Final normalised activations [G, B, T, D] of G models on the same tokens, and what the routed layers did.
 
-    The routing's leaves have the routed layers in front: [M, G, E] and [M, G]; None for a dense model.
+    attend: backend of attention. remat: as `config.ComputeConfig` has it. The routing's leaves have the routed layers
+    in front: [M, G, E] and [M, G]; None for a dense model.
     """
     places = _places(config, tokens_BT.shape[1])
+    block = _rematerialised(partial(_block, config, places, attend), remat)
     x = layers.embed(params_G["embed"], tokens_BT).astype(dtype)
     if "dense_layers" in params_G:
-        x, _ = jax.lax.scan(partial(_block, config, places), x, params_G["dense_layers"])
-    x, routing = jax.lax.scan(partial(_block, config, places), x, params_G["layers"])
+        x, _ = jax.lax.scan(block, x, params_G["dense_layers"])
+    x, routing = jax.lax.scan(block, x, params_G["layers"])
     return layers.rmsnorm(x, params_G["norm"], config.norm_eps), routing
+
+
+def _rematerialised(block: Any, remat: str) -> Any:
+    """block, keeping for its backward pass only what `remat` says."""
+    if remat == "none":
+        return block
+    kept = {"full": (), "dots": REMAT_NAMES}.get(remat, tuple(remat.split(",")))
+    policy = jax.checkpoint_policies.save_only_these_names(*kept)
+    return jax.checkpoint(block, policy=policy, prevent_cse=False)  # in a scan nothing can be merged
 
 
 def _places(config: ModelConfig, n_positions: int) -> dict[str, Any]:
@@ -158,18 +177,17 @@ def _places(config: ModelConfig, n_positions: int) -> dict[str, Any]:
 
 
 def _block(
-    config: ModelConfig, places: dict[str, Any], x_GBTD: jax.Array, p: Params
+    config: ModelConfig, places: dict[str, Any], attend: str, x_GBTD: jax.Array, p: Params
 ) -> tuple[jax.Array, Routing | None]:
     p = {name: w if _stays_float32(name) else w.astype(x_GBTD.dtype) for name, w in p.items()}
     y = layers.rmsnorm(x_GBTD, p["attn_norm"], config.norm_eps)
-    q = jnp.einsum("gbtd,gdhc->gbthc", y, p["q"])
-    k = jnp.einsum("gbtd,gdhc->gbthc", y, p["k"])
-    v = jnp.einsum("gbtd,gdhc->gbthc", y, p["v"])
+    q, k, v = (checkpoint_name(jnp.einsum("gbtd,gdhc->gbthc", y, p[name]), "qkv") for name in ("q", "k", "v"))
     if config.qk_norm:
         q, k = layers.rmsnorm(q, p["q_norm"], config.norm_eps), layers.rmsnorm(k, p["k_norm"], config.norm_eps)
     if "rope" in places:
         q, k = layers.rope(q, places["rope"]), layers.rope(k, places["rope"])
-    x = x_GBTD + jnp.einsum("gbthc,ghcd->gbtd", attention(q, k, v, places.get("bias")), p["o"])
+    mixed = checkpoint_name(attention(q, k, v, places.get("bias"), backend=attend), "attention")
+    x = x_GBTD + checkpoint_name(jnp.einsum("gbthc,ghcd->gbtd", mixed, p["o"]), "projection")
     y = layers.rmsnorm(x, p["mlp_norm"], config.norm_eps)
     if "router" in p:
         out, routing = moe(config, y, p)
@@ -186,11 +204,17 @@ def head(params_G: Params) -> jax.Array:
     return params_G["head"] if "head" in params_G else jnp.swapaxes(params_G["embed"], 1, 2)
 
 
+def attention_backend(config: ModelConfig, wanted: str = "auto", dtype: str = "float32") -> str:
+    """The backend of attention that this model gets here."""
+    assert config.head_dim is not None
+    return choose(wanted, head_dim=config.head_dim, dtype=dtype, biased=config.positions != "rope")
+
+
 @partial(jax.jit, static_argnums=0)
 def logits(config: ModelConfig, params: Params, tokens: jax.Array) -> jax.Array:
     """One model's logits: tokens [B, T] int32 -> [B, T, V] float32."""
     params_G = add_trial_axis(params)
-    x_GBTD, _ = hidden(config, params_G, tokens)
+    x_GBTD, _ = hidden(config, params_G, tokens, attend=attention_backend(config))
     return layers.softcap(jnp.einsum("gbtd,gdv->gbtv", x_GBTD, head(params_G))[0], config.logit_softcap)
 
 

@@ -15,13 +15,17 @@ D d_model, F d_expert, Q slots, N blocks.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from engine import layers
 from engine.architecture import ModelConfig
+
+Product = Callable[[jax.Array, jax.Array], jax.Array]  # rows times their experts' matrices
 
 
 class Routing(NamedTuple):
@@ -163,14 +167,15 @@ def _ragged(x_GQD: jax.Array, counts_GE: jax.Array, matrices: list[Any]) -> jax.
     gate, up, down = (None if w is None else w.reshape(-1, *w.shape[2:]) for w in matrices)
     x = x_GQD.reshape(-1, x_GQD.shape[-1])
     counts = counts_GE.reshape(-1).astype(jnp.int32)
-    product = lambda a, w: jax.lax.ragged_dot(a, w, counts)  # noqa: E731
-    h = layers.activate(None if gate is None else product(x, gate), product(x, up))
-    return product(h, down).reshape(x_GQD.shape)
+    return _feed_forward(x, gate, up, down, lambda a, w: jax.lax.ragged_dot(a, w, counts)).reshape(x_GQD.shape)
 
 
 def _batched(x_GQD: jax.Array, n_groups: int, matrices: list[Any]) -> jax.Array:
     gate, up, down = matrices
     x = x_GQD.reshape(x_GQD.shape[0], n_groups, -1, x_GQD.shape[-1])
-    product = lambda a, w: jnp.einsum("gnbd,gndf->gnbf", a, w)  # noqa: E731
-    h = layers.activate(None if gate is None else product(x, gate), product(x, up))
-    return product(h, down).reshape(x_GQD.shape)
+    return _feed_forward(x, gate, up, down, lambda a, w: jnp.einsum("gnbd,gndf->gnbf", a, w)).reshape(x_GQD.shape)
+
+
+def _feed_forward(x: jax.Array, gate: Any, up: Any, down: Any, product: Product) -> jax.Array:
+    kept = lambda w: checkpoint_name(product(x, w), "ffn")  # noqa: E731
+    return product(layers.activate(None if gate is None else kept(gate), kept(up)), down)

@@ -5,6 +5,7 @@ Shapes: G trials, K steps of a call, B sequences, T tokens, M routed layers, E e
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ import optax
 from engine import loss as loss_lib
 from engine import model as model_lib
 from engine import moe, optim
-from engine.config import ModelConfig, TrainConfig
+from engine.config import ComputeConfig, ModelConfig, TrainConfig
 from engine.loss import Losses
 from engine.optim import Hyper
 
@@ -26,12 +27,15 @@ class Program(NamedTuple):
     model: ModelConfig
     schedule: str
     dtype: str
-    loss_chunk: int
+    compute: ComputeConfig  # its attention resolved
 
 
 def program(config: TrainConfig) -> Program:
     """What of `config` the compiled step depends on."""
-    return Program(config.model, config.optim.schedule, config.dtype, config.loss_chunk)
+    attend = model_lib.attention_backend(config.model, config.compute.attention, config.dtype)
+    return Program(
+        config.model, config.optim.schedule, config.dtype, dataclasses.replace(config.compute, attention=attend)
+    )
 
 
 class State(NamedTuple):
@@ -79,19 +83,7 @@ def train_step(program: Program, state: State, tokens_BT1: jax.Array, hyper_G: H
     A trial past its horizon rests; one whose loss or gradient is not finite freezes, unchanged from then on. Trials
     share no arithmetic, so neither touches its neighbours.
     """
-    weights_BT = jnp.ones(tokens_BT1[:, 1:].shape)
-
-    def objective(params_G: model_lib.Params) -> tuple[jax.Array, Any]:
-        nll_G, z_G, routing = _token_losses(program, params_G, tokens_BT1, weights_BT)
-        loss_G = nll_G / weights_BT.size
-        total_G = loss_G + hyper_G.z_loss * z_G / weights_BT.size
-        if routing is None:
-            return jnp.sum(total_G), (loss_G, None)
-        total_G += hyper_G.balance_loss * jnp.sum(routing.balance_G, axis=0)
-        total_G += hyper_G.router_z_loss * jnp.sum(routing.z_G, axis=0)
-        return jnp.sum(total_G), (loss_G, jnp.moveaxis(routing.load_GE, 0, 1))
-
-    grads_G, (loss_G, load_GME) = jax.grad(objective, has_aux=True)(state.params)
+    grads_G, (loss_G, load_GME) = _gradients(program, state.params, tokens_BT1, hyper_G)
     lr_G = optim.learning_rate(program.schedule, state.step, hyper_G)
 
     def update(
@@ -116,6 +108,40 @@ def train_step(program: Program, state: State, tokens_BT1: jax.Array, hyper_G: H
     )(grads_G, state.moments, state.params, hyper_G, lr_G, loss_G, load_GME, active_G)
     alive_G = state.alive & (finite_G | ~active_G)
     return State(params, moments, state.step + 1, alive_G), Metrics(loss_G, grad_norm_G, lr_G, load_GME)
+
+
+def _gradients(program: Program, params_G: model_lib.Params, tokens_BT1: jax.Array, hyper_G: Hyper) -> Any:
+    """Gradients of the batch's mean objective, and (loss_G, load_GME); micro-batch after micro-batch if so asked.
+
+    A micro-batch takes every n-th sequence, so that each has its part of a sharded batch on every device.
+    """
+    gradients = jax.grad(partial(_objective, program), has_aux=True)
+    b, micro = tokens_BT1.shape[0], program.compute.micro_batch
+    if micro in (0, b):
+        return gradients(params_G, tokens_BT1, hyper_G)
+    n = b // micro
+    parts = jnp.swapaxes(tokens_BT1.reshape(micro, n, -1), 0, 1)
+
+    def add(sums: Any, tokens: jax.Array) -> tuple[Any, None]:
+        return jax.tree.map(lambda s, x: s + x / n, sums, gradients(params_G, tokens, hyper_G)), None
+
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradients, params_G, parts[0], hyper_G))
+    return jax.lax.scan(add, zeros, parts)[0]
+
+
+def _objective(
+    program: Program, params_G: model_lib.Params, tokens_BT1: jax.Array, hyper_G: Hyper
+) -> tuple[jax.Array, Any]:
+    """What is minimised, summed over trials; and the cross-entropy [G] and the experts' load [G, M, E] in it."""
+    weights_BT = jnp.ones(tokens_BT1[:, 1:].shape)
+    nll_G, z_G, routing = _token_losses(program, params_G, tokens_BT1, weights_BT)
+    loss_G = nll_G / weights_BT.size
+    total_G = loss_G + hyper_G.z_loss * z_G / weights_BT.size
+    if routing is None:
+        return jnp.sum(total_G), (loss_G, None)
+    total_G += hyper_G.balance_loss * jnp.sum(routing.balance_G, axis=0)
+    total_G += hyper_G.router_z_loss * jnp.sum(routing.z_G, axis=0)
+    return jnp.sum(total_G), (loss_G, jnp.moveaxis(routing.load_GE, 0, 1))
 
 
 def train_steps(
@@ -148,5 +174,7 @@ def _token_losses(program: Program, params_G: Any, tokens_BT1: jax.Array, weight
         tokens_BT1,
         weights_BT,
         dtype=jnp.dtype(program.dtype),
-        chunk=program.loss_chunk,
+        chunk=program.compute.loss_chunk,
+        attend=program.compute.attention,
+        remat=program.compute.remat,
     )

@@ -19,6 +19,12 @@ LAYOUTS = {
     "trial 2, fsdp 2, tensor 2": MeshConfig(trial=2, data=1, fsdp=2, tensor=2),
     "automatic": MeshConfig(),
 }
+EXPERTS = {
+    "trial 4": LAYOUTS["trial 4"],
+    "trial 2, fsdp 2, tensor 2": LAYOUTS["trial 2, fsdp 2, tensor 2"],
+    "expert 4": MeshConfig(trial=1, data=1, expert=4),
+    "trial 2, expert 2, tensor 2": MeshConfig(trial=2, data=1, expert=2, tensor=2),
+}
 
 
 def lower(config, layout):
@@ -62,9 +68,11 @@ def test_same_losses_in_every_layout(layout, tiny, one_device):
     np.testing.assert_allclose(np.asarray(metrics.loss), one_device, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["trial 4", "trial 2, fsdp 2, tensor 2"])
-def test_a_mixture_of_experts_is_the_same_in_every_layout(name, mixture, mixture_on_one_device):
-    _, run, args = lower(mixture, LAYOUTS[name])
+@pytest.mark.parametrize("layout", EXPERTS.values(), ids=EXPERTS)
+def test_a_mixture_of_experts_is_the_same_in_every_layout(layout, mixture, mixture_on_one_device):
+    mesh, run, args = lower(mixture, layout)
+    up = args[0].params["layers"]["up"]
+    assert up.addressable_shards[0].data.shape[2] == mixture.model.n_experts // mesh.shape["expert"]
     metrics = run(*args)[1]
     np.testing.assert_allclose(np.asarray(metrics.loss), mixture_on_one_device.loss, rtol=1e-5)
     np.testing.assert_allclose(np.asarray(metrics.expert_load), mixture_on_one_device.expert_load, rtol=1e-6)
@@ -88,18 +96,29 @@ def test_mixtures_over_trials_have_no_collectives(mixture):
 
 
 def test_data_parallel_has_collectives(tiny):
-    """So that the test above can fail."""
-    assert collectives(tiny, MeshConfig(trial=1, data=4))["all-reduce"] > 0
+    """So that the test above can fail; and gradients are all that moves."""
+    found = collectives(tiny, MeshConfig(trial=1, data=4))
+    assert found.pop("all-reduce") > 0
+    assert not any(found.values())
 
 
 def test_automatic_axes():
     def shape(config, n_trials, batch_size):
         return tuple(mesh_lib.make_mesh(config, n_trials=n_trials, batch_size=batch_size).shape.values())
 
-    assert shape(MeshConfig(), 16, 4) == (8, 1, 1, 1)
-    assert shape(MeshConfig(), 6, 4) == (2, 4, 1, 1)
-    assert shape(MeshConfig(), 1, 3) == (1, 1, 1, 1)
-    assert shape(MeshConfig(fsdp=2), 1, 8) == (1, 4, 2, 1)
+    assert shape(MeshConfig(), 16, 4) == (8, 1, 1, 1, 1)
+    assert shape(MeshConfig(), 6, 4) == (2, 4, 1, 1, 1)
+    assert shape(MeshConfig(), 1, 3) == (1, 1, 1, 1, 1)
+    assert shape(MeshConfig(fsdp=2), 1, 8) == (1, 4, 2, 1, 1)
+    assert shape(MeshConfig(expert=2), 1, 8) == (1, 4, 1, 2, 1)
+
+
+def test_micro_batches_are_spread_over_devices(tiny, one_device):
+    """Two micro-batches of two sequences, a sequence a device."""
+    config = config_lib.replace(tiny, {"compute.micro_batch": 2})
+    _, run, args = lower(config, MeshConfig(trial=1, data=2))
+    np.testing.assert_allclose(np.asarray(run(*args)[1].loss), one_device, rtol=1e-5)
+    assert collectives(config, MeshConfig(trial=1, data=2))["all-gather"] == 0  # no sequence moves
 
 
 @pytest.mark.parametrize(
@@ -109,6 +128,7 @@ def test_automatic_axes():
         (MeshConfig(trial=3), "mesh.trial 3"),
         (MeshConfig(data=3), "mesh.data 3"),
         (MeshConfig(trial=1, data=1, tensor=8), "mesh.tensor 8"),
+        (MeshConfig(trial=1, data=1, expert=3), "mesh.expert 3"),
     ],
 )
 def test_impossible_meshes_are_refused_by_name(layout, value, tiny):

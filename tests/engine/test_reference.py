@@ -1,12 +1,16 @@
 """The model, its gradient and one optimizer step against the plain numpy decoder."""
 
+import dataclasses
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import engine
-from engine import ModelConfig, OptimConfig, TrainConfig, model, step
+from engine import ComputeConfig, ModelConfig, OptimConfig, TrainConfig, model, step
+from engine.loss import token_losses
 from tests.engine import numpy_reference as ref
 from tests.engine.conftest import as_hyper, random_params, random_tokens
 
@@ -68,14 +72,30 @@ def test_nnx_module_is_the_same_function(config):
 
 def test_one_step(config):
     """Loss, gradient norm, every gradient and every parameter after a step at a learning rate that makes it visible."""
-    check_one_step(config, chunk=0)
+    check_one_step(config, ComputeConfig())
 
 
-def test_one_step_with_the_loss_in_chunks():
-    check_one_step(MODELS["alibi, qk-norm, soft-cap"], chunk=5)
+# Ways to compute the same step; the numpy reference knows none of them.
+COMPUTE = {
+    "loss in chunks": ComputeConfig(loss_chunk=5),
+    "sequence by sequence": ComputeConfig(micro_batch=1),
+    "all twice": ComputeConfig(remat="full"),
+    "products kept": ComputeConfig(remat="dots"),
+    "two names kept": ComputeConfig(remat="attention,ffn", attention="xla"),
+}
 
 
-def check_one_step(config, chunk):
+@pytest.mark.parametrize("compute", COMPUTE.values(), ids=COMPUTE)
+def test_one_step_computed_otherwise(compute):
+    check_one_step(MODELS["alibi, qk-norm, soft-cap"], compute)
+
+
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_one_step_of_experts_computed_twice(remat):
+    check_one_step(MIXTURES["all there is, blocks"], ComputeConfig(remat=remat))
+
+
+def check_one_step(config, compute):
     weights = {"z_loss": 1e-2, "balance_loss": 0.1, "router_z_loss": 0.05}
     train = TrainConfig(
         model=config,
@@ -83,7 +103,7 @@ def check_one_step(config, chunk):
         data=engine.DataConfig(seq_len=6),
         batch_size=2,
         tokens=12 * 10,
-        loss_chunk=chunk,
+        compute=compute,
     )
     params = random_params(config)
     tokens = random_tokens((2, 7), config.vocab_size)
@@ -127,15 +147,30 @@ def check_one_step(config, chunk):
         assert relative(stepped[path] - before, leaf - before) < 2e-3, path  # Adam's sign-like first step amplifies
 
 
-def test_chunked_and_whole_cross_entropy_are_different_programs():
-    """Else the equality above would compare a program with itself."""
-    config = MODELS["multi-head, tied"]
+def test_ways_to_compute_are_different_programs():
+    """Else the equalities above would compare a program with itself."""
+    config = MODELS["alibi, qk-norm, soft-cap"]
+    params = model.add_trial_axis(random_params(config))
+    tokens = random_tokens((2, 7), 11)
+    train = TrainConfig(model=config, batch_size=2, tokens=1e5, data=engine.DataConfig(seq_len=6))
+
+    def compiled(compute):
+        program = step.program(dataclasses.replace(train, compute=compute))
+        return jax.jit(partial(step._gradients, program)).lower(params, tokens, as_hyper([train])).as_text()
+
+    texts = [compiled(compute) for compute in (ComputeConfig(attention="blocks"), *COMPUTE.values())]
+    assert len(set(texts)) == len(texts)
+    products = [text.count("dot_general") for text in texts]
+    assert products[3] > products[5] > products[0]  # what is computed twice
+
+
+def test_logits_in_chunks_never_exist_whole():
+    config = MODELS["alibi, qk-norm, soft-cap"]
+    params, tokens = model.add_trial_axis(random_params(config)), random_tokens((2, 7), 11)
 
     def jaxpr(chunk):
-        program = step.Program(config, "cosine", "float32", chunk)
-        params = model.add_trial_axis(random_params(config))
-        return str(jax.make_jaxpr(lambda p, t, w: step.eval_step(program, p, t, w))(
-            params, random_tokens((2, 7), 11), jnp.ones((2, 6))
-        ))  # fmt: skip
+        return str(jax.make_jaxpr(jax.grad(lambda p: jnp.sum(token_losses(
+            config, p, tokens, jnp.ones((2, 6)), dtype=jnp.float32, chunk=chunk).nll_G)))(params))  # fmt: skip
 
-    assert jaxpr(5).count("scan") > jaxpr(0).count("scan")
+    whole = f"f32[1,12,{config.vocab_size}]"
+    assert whole in jaxpr(0) and whole not in jaxpr(5)
