@@ -142,6 +142,7 @@ class ComputeConfig:
     # What the forward pass keeps of a layer for the backward pass: none (of it is computed twice), dots (the products
     # with weights), full (all is computed twice: only the layer's input is kept), or names of `REMAT_NAMES`, "a,b"
     remat: str = "none"
+    lanes: int = 0  # trials of a population that step together; 0: as many as a probe finds fastest (`engine.lanes`)
     micro_batch: int = 0  # sequences whose gradient is taken at a time, summed over the batch; 0: all
     loss_chunk: int = 0  # tokens whose logits exist at a time; 0: all
 
@@ -154,6 +155,7 @@ class ComputeConfig:
             self.remat in ("none", "dots", "full") or set(self.remat.split(",")) <= set(REMAT_NAMES),
             f"compute.remat is {self.remat!r}; use none, dots, full, or what to keep, some of {','.join(REMAT_NAMES)}",
         )
+        require(self.lanes >= 0, f"compute.lanes is {self.lanes}; it must be zero or more trials")
         require(self.micro_batch >= 0, f"compute.micro_batch is {self.micro_batch}; it must be zero or more sequences")
         require(self.loss_chunk >= 0, f"compute.loss_chunk is {self.loss_chunk}; it must be zero or more tokens")
 

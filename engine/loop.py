@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from engine import checkpoint, data, population, step
 from engine import config as config_lib
+from engine import lanes as lanes_lib
 from engine import mesh as mesh_lib
 from engine import model as model_lib
 from engine import row as row_lib
@@ -81,11 +82,15 @@ def train_population(
     job = _prepare(config, hypers)
     history = _History(job.steps, len(job.trials))
     with checkpoint.Checkpoints(folder) if folder is not None else nullcontext() as store:
-        state, elapsed = _start(job, store, history)
+        state, elapsed, job = _start(job, store, history)
 
         def save(state: step.State) -> None:
             if store is not None:
-                meta = {**job.identity(), "elapsed_s": elapsed + time.monotonic() - started}
+                meta = {
+                    **job.identity(),
+                    "lanes": job.config.compute.lanes,
+                    "elapsed_s": elapsed + time.monotonic() - started,
+                }
                 store.save(checkpoint.Saved(history.steps, state, history.so_far(), meta))
 
         state = _advance(job, state, history, save, save_every_s, on_progress)
@@ -132,6 +137,16 @@ class _Job:
     def steps(self) -> int:
         return int(self.horizons.max())
 
+    @property
+    def call_steps(self) -> int:
+        """Steps of one call of the compiled program."""
+        return max(1, min(MAX_CALL_STEPS, CALL_TOKENS // self.config.batch_tokens))
+
+    def with_lanes(self, wanted: int) -> _Job:
+        config = lanes_lib.with_lanes(self.config, wanted)
+        lanes = lanes_lib.choose(config, self.trials, self.mesh, self.call_steps)
+        return replace(self, config=lanes_lib.with_lanes(config, lanes))
+
     def identity(self) -> dict[str, Any]:
         return {"trials": [t.run_id for t in self.trials], "configs": [config_lib.to_dict(t) for t in self.trials]}
 
@@ -151,8 +166,10 @@ def _prepare(config: TrainConfig, hypers: Sequence[Mapping[str, float]]) -> _Job
     return _Job(config, trials, corpus, mesh, hyper_G)
 
 
-def _start(job: _Job, store: checkpoint.Checkpoints | None, history: _History) -> tuple[step.State, float]:
-    """The state to go on from and the seconds spent before: the last good checkpoint's (filling history), or new."""
+def _start(job: _Job, store: checkpoint.Checkpoints | None, history: _History) -> tuple[step.State, float, _Job]:
+    """The state to go on from and the seconds spent before: the last good checkpoint's (filling history), or new; and
+    the job with its lanes, which are those of the checkpoint, if they still fit the mesh."""
+    wanted = job.config.compute.lanes
     if store is not None:
         target = jax.tree.map(
             lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
@@ -162,8 +179,8 @@ def _start(job: _Job, store: checkpoint.Checkpoints | None, history: _History) -
         saved = store.restore(target, trials=job.identity()["trials"])
         if saved is not None:
             history.extend(saved.history)
-            return saved.state, saved.meta["elapsed_s"]
-    return population.init_state(job.mesh, job.trials, job.hyper_G), 0.0
+            return saved.state, saved.meta["elapsed_s"], job.with_lanes(wanted or saved.meta["lanes"])
+    return population.init_state(job.mesh, job.trials, job.hyper_G), 0.0, job.with_lanes(wanted)
 
 
 def _advance(
@@ -180,7 +197,7 @@ def _advance(
     """
     config, seq_len = job.config, job.config.data.seq_len
     run_steps = population.compiled_train_steps(step.program(config), job.mesh)
-    call_steps = max(1, min(MAX_CALL_STEPS, CALL_TOKENS // config.batch_tokens))
+    call_steps = job.call_steps
     pace = _Pace()
     done = saved = history.steps
     last_save = time.monotonic()

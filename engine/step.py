@@ -149,8 +149,47 @@ def train_steps(
 ) -> tuple[State, Metrics]:
     """The first n_steps of K batches. n_steps is data: a short last call runs the same program.
 
-    Metrics rows from n_steps on are NaN.
+    `compute.lanes` trials take all these steps together, then the next. Metrics rows from n_steps on are NaN.
     """
+    lanes, n_trials = program.compute.lanes, state.alive.shape[0]
+    if lanes == 0 or lanes >= n_trials:
+        return _train_steps(program, state, tokens_KBT1, n_steps, hyper_G)
+    axes = State(model_lib.trial_axis(state.params), moments_axis(state.params), None, 0)  # type: ignore[arg-type]
+
+    def body(_: None, group: tuple[State, Hyper]) -> tuple[None, tuple[State, Metrics]]:
+        one, hyper = group
+        return None, _train_steps(program, one._replace(step=state.step), tokens_KBT1, n_steps, hyper)
+
+    no_step: Any = None  # it is the same for all
+    groups = (_in_groups(axes, state._replace(step=no_step), lanes), _in_groups(0, hyper_G, lanes))
+    _, (states, metrics) = jax.lax.scan(body, None, groups)
+    joined = _from_groups(axes, states._replace(step=no_step))
+    return joined._replace(step=states.step[0]), _from_groups(1, metrics)
+
+
+def _in_groups(axes: Any, tree: Any, lanes: int) -> Any:
+    """Trials [..., G, ...] as [G / lanes, ..., lanes, ...]; each group has its part of trials that are sharded."""
+
+    def leaf(axis: int, x: jax.Array) -> jax.Array:
+        x = x.reshape(*x.shape[:axis], lanes, -1, *x.shape[axis + 1 :])
+        return jnp.moveaxis(x, axis + 1, 0)
+
+    return jax.tree.map(lambda axis, part: jax.tree.map(partial(leaf, axis), part), axes, tree)
+
+
+def _from_groups(axes: Any, tree: Any) -> Any:
+    """The inverse of `_in_groups`."""
+
+    def leaf(axis: int, x: jax.Array) -> jax.Array:
+        x = jnp.moveaxis(x, 0, axis + 1)
+        return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+
+    return jax.tree.map(lambda axis, part: jax.tree.map(partial(leaf, axis), part), axes, tree)
+
+
+def _train_steps(
+    program: Program, state: State, tokens_KBT1: jax.Array, n_steps: jax.Array, hyper_G: Hyper
+) -> tuple[State, Metrics]:
     one_step = jax.eval_shape(partial(train_step, program), state, tokens_KBT1[0], hyper_G)[1]
     empty = jax.tree.map(lambda row: jnp.full((tokens_KBT1.shape[0], *row.shape), jnp.nan), one_step)
 
