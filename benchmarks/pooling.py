@@ -100,7 +100,8 @@ def main() -> None:
         print("\n| held out, larger | recipes | cells | error % | inside 90% | width of 90% % |\n" + "|---" * 6 + "|")
         for name in args.tables.split(";"):
             for held_out in ("params", "compute"):
-                print("\n".join(differences(name, held_out, args.laplace)), flush=True)
+                for line in differences(name, held_out, args.laplace):
+                    print(line, flush=True)
 
 
 def report(results: dict) -> str:
