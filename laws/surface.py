@@ -31,13 +31,16 @@ def sample(
     laplace: bool = False,
     **options: Any,
 ) -> normal.Samples:
-    """Draws of the law's sites and of `discrepancy` [chain, draw, feature]; `facts` for the posterior's meta: domain,
+    """Draws of the law's sites and of `discrepancy` [chain, draw, feature] (each recipe's, where there are
+    several: [chain, draw, recipe, feature]); `facts` for the posterior's meta: domain,
     tails, scatter, outliers.
 
     form_error: False takes the form for true, with no `discrepancy` and `form_error` 0. laplace: by `normal.sample`,
     not `sampler.sample`. options: of either."""
     domain = discrepancy.domain(data)
     phi = discrepancy.features(domain, data)
+    if "recipes" in data:
+        phi = discrepancy.by_recipe(phi, data["recipe"], len(data["recipes"]))
     felt, run = phi * form_error, data.get("run")
     one = 1 / np.sqrt(data.get("seeds", np.ones(len(phi))))  # size of the noise of a mean over seeds
     data = {key: value for key, value in data.items() if key not in ("run", "seeds")}
@@ -83,7 +86,9 @@ def sample(
         residual = noise.whiten((data["log_loss"] - form.log_curve(np, p, data)).T, precision, grouped).T
         rng = np.random.default_rng(seed)
         weights = discrepancy.draw(turned, whitened, residual, p["noise"][:, 0], p["form_error"][:, 0], rng)
-        draws["discrepancy"] = weights.reshape(*draws["noise"].shape, -1)
+        if "recipes" in data:
+            weights = discrepancy.of_each(weights, len(data["recipes"]))
+        draws["discrepancy"] = weights.reshape(*draws["noise"].shape, *weights.shape[1:])
     else:
         draws["form_error"] = np.zeros_like(draws["form_error"])
     scatter = {"trend": trend, "bounds": [float(compute.min()), float(compute.max())], "shared": shared}
