@@ -10,9 +10,9 @@ import numpy as np
 
 import laws
 from experiments import covariates, show
-from experiments.commands.fit import refuse_unwritable
 from experiments.errors import InputError
 from experiments.options import Parser, fraction, positive, positives
+from experiments.outputs import output
 
 PICTURES = (".svg", ".png", ".pdf")
 
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     inference = positive(args.inference_tokens, "--inference-tokens") if args.inference_tokens else 0.0
     budgets = positives(args.flops, "--flops") if args.flops else []
     losses = positives(args.loss, "--loss") if args.loss else []
-    picture = picture_path(args.plot)
+    picture = picture_path(args.plot, args.posterior)
     posterior = laws.load_posterior(args.posterior)
     if args.recipe is not None:
         posterior = posterior.of(args.recipe)
@@ -81,15 +81,9 @@ def _refuse(args: argparse.Namespace) -> None:
         raise InputError("--plot goes with --flops")
 
 
-def picture_path(text: str | None) -> Path | None:
-    """Where a picture goes. Raises InputError for kinds that cannot be drawn and places that cannot be written."""
-    if text is None:
-        return None
-    path = Path(text).expanduser()
-    if path.suffix not in PICTURES:
-        raise InputError(f"--plot {text}: name a file ending in {', '.join(PICTURES)}")
-    refuse_unwritable(path, "--plot")
-    return path
+def picture_path(text: str | None, *inputs: str | None) -> Path | None:
+    """Where a picture goes, refused as `outputs.output` does."""
+    return None if text is None else output(text, "--plot", PICTURES, inputs)
 
 
 def save_picture(figure: Any, path: Path) -> None:

@@ -36,7 +36,7 @@ def parser() -> Parser:
 
 def run(args: argparse.Namespace) -> int:
     given = {c: positives(getattr(args, c), f"--{c}") for c in ("params", "tokens") if getattr(args, c)}
-    picture = picture_path(args.plot)
+    picture = picture_path(args.plot, args.a, args.b)
     a, b = _two(args)
     found = laws.compare(a, b, **given, **covariates.given(args, a, b))
     if picture:

@@ -27,6 +27,8 @@ FILES = {
     "bad_corpus.py": b"from engine.config import *\n"
     b"def grid():\n    return TrainConfig(data=DataConfig(corpus='no/such/folder'))\n",
     "notes/thesis.tex": b"dear reader",
+    "runs.nc": GOOD.encode(),
+    "m.svg": b"CDF a posterior",
     "damaged.nc": b"CDF what is this",
 }
 
@@ -84,6 +86,13 @@ MISTAKES = [
     ("fit chinchilla {d}/good.csv --out {d}", ["{d}", "folder"]),
     ("fit chinchilla {d}/good.csv --out {d}/good.csv/x.nc", ["good.csv/x.nc"]),
     ("fit chinchilla {d}/good.csv --out /proc/x.nc", ["/proc/x.nc"]),
+    ("fit chinchilla {d}/good.csv --out {d}/good.csv", ["good.csv", "overwritten"]),
+    ("fit chinchilla {d}/good.csv,{d}/runs.nc --out {d}/notes/../runs.nc", ["runs.nc", "overwritten"]),
+    ("fit chinchilla {d}/good.csv --out {d}/good.html", ["good.html", ".nc"]),
+    ("report {d}/good.csv --out {d}/good.csv", ["good.csv", "overwritten"]),
+    ("report {d}/good.csv --out {d}/good.nc", ["good.nc", ".html"]),
+    ("allocate {d}/m.svg --flops 1e20 --plot {d}/m.svg", ["m.svg", "overwritten"]),
+    ("compare {d}/damaged.nc {d}/m.svg --plot {d}/m.svg", ["m.svg", "overwritten"]),
     ("sweep run tiny --out {d}/good.csv", ["good.csv", "file"]),
     ("sweep run tiny --out {d}/good.csv/out", ["good.csv/out"]),
     ("sweep run tiny --out /proc/out", ["/proc/out"]),
