@@ -198,14 +198,13 @@ def _print_losses(posterior: laws.Posterior, answer: dict[str, Any], level: floa
     asked = [c for c in forms if isinstance(first.get(c), dict)]
     given = [c for c in forms if c in first and c not in asked]
     head = ["loss", *(names[c] for c in given)]
-    for c in asked:
-        head += [names[c], f"{100 * level:.4g}% interval"]
+    head += [f"{names[c]}, {100 * level:.4g}% interval" for c in asked]
     rows = []
     for row in answer["losses"]:
         cells = [f"{row['loss']:g}", *(forms[c](row[c]) for c in given)]
         for c in asked:
             reach = {k: forms[c](v) if np.isfinite(v) else "out of reach" for k, v in row[c].items() if k != "level"}
-            cells += [reach["median"], f"{reach['low']} .. {reach['high']}"]
+            cells.append(f"{reach['median']} ({reach['low']} .. {reach['high']})")
         rows.append([*cells, f"{row['unreachable']:.0%}"])
     show.console().print(show.table(f"{about(posterior)}: what a loss takes", [*head, "out of reach"], rows))
 

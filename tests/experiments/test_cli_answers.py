@@ -1,13 +1,16 @@
 """allocate and compare, as a user runs them, on posteriors whose surface is known."""
 
 import json
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 import laws
+from experiments import show
 from experiments.cli import main
 from tests.laws import known
 from tests.laws.conftest import CHINCHILLA, loss_grid
@@ -92,6 +95,27 @@ def test_compare(capsys):
     shown = say(capsys, "compare mine.nc other.nc")
     for words in ("A: mine.nc: chinchilla", "probability that A is better", "where the better one changes", "note: a:"):
         assert words in shown
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+@pytest.mark.parametrize(
+    "line, numbers",
+    [
+        ("allocate mine.nc --flops 1e22,1e23", 60),
+        ("allocate mine.nc --loss 2.3,2.4", 22),
+        ("allocate mine.nc --loss 2.3 --params 3e9", 6),
+        ("compare mine.nc other.nc", 80),
+        ("predict mine.nc --params 1e9,7e9 --tokens 2e10", 10),
+    ],
+)
+def test_no_number_is_cut_on_a_narrow_terminal(capsys, monkeypatch, width, line, numbers):
+    wide = say(capsys, line)
+    monkeypatch.setattr(show, "console", lambda: Console(highlight=False, width=width))
+    shown = say(capsys, line)
+    tables = shown.split("note: ")[0]
+    assert "…" not in shown and max(map(len, tables.splitlines()[3:])) <= width
+    found = [set(re.findall(r"[-+]?\d[\d.]*(?:e\d+)?[kMBTx%]?", text)) for text in (wide, shown)]
+    assert found[0] == found[1] and len(re.findall(r"\d+\.?\d*", tables)) >= numbers
 
 
 @pytest.fixture
