@@ -65,6 +65,11 @@ def percent(value: float) -> str:
     return f"{100 * value:.2g}%" if abs(value) < 0.1 else f"{100 * value:.0f}%"
 
 
+def regret(value: float) -> str:
+    """0.0012 as '0.12%'; no run tells doubling the loss from tripling it."""
+    return percent(value) if value <= 1 else "over 100%"
+
+
 def seconds(value: float) -> str:
     """'8 s', '3 min 20 s', '2 h 05 min', '3 days 4 h'."""
     if not math.isfinite(value):

@@ -7,7 +7,7 @@ import io
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -48,6 +48,14 @@ class Quantity:
 
 def _plain(x: np.ndarray) -> Any:
     return float(x) if np.ndim(x) == 0 else x
+
+
+@dataclass(frozen=True)
+class Regret(Quantity):
+    """By how much the loss of settings exceeds the optimum's, relatively. warnings: sentences about queries outside the
+    fitted range, and settings worse than any that was fitted."""
+
+    warnings: list[str] = field(default_factory=list)
 
 
 class Prediction:
@@ -138,14 +146,21 @@ class Posterior:
 
     def regret(
         self, *, params: Any, tokens: Any, lr: Any, batch_tokens: Any, n_draws: int | None = None, **covariates: Any
-    ) -> Quantity:
+    ) -> Regret:
         """steplaw: by how much the loss at (lr, batch_tokens) exceeds the loss at the optimum, relatively, in a new
-        (params, tokens) cell. All arguments broadcast. Raises InputError as `predict` does."""
+        (params, tokens) cell. All arguments broadcast. Raises InputError as `predict` does, and for settings that a run
+        table may not hold, such as a batch counted in sequences."""
+        from laws.forms import steplaw_surface
+        from laws.schema import refuse_settings
+
         surface, query, shape = self._surface(
             {"params": params, "tokens": tokens, "lr": lr, "batch_tokens": batch_tokens} | covariates, n_draws
         )
+        refuse_settings(query)
         out = surface.regret(np.log(query["lr"]), np.log(query["batch_tokens"]))
-        return Quantity(out.reshape(len(out), *shape))
+        notes = self._notes({name: x for name, x in query.items() if name not in ("lr", "batch_tokens")})
+        notes += steplaw_surface.doubts(surface, out, query)
+        return Regret(out.reshape(len(out), *shape), notes)
 
     def settings(self, *, params: float, tokens: float, within: float = 1e-3, **covariates: Any) -> Settings:
         """steplaw: the (lr, batch_tokens) of least expected regret at one scale, and the settings whose expected regret

@@ -53,6 +53,7 @@ MISTAKES = [
     ("predict steplaw --params 1B,2B,3B --tokens 1T,2T", ["--tokens", "2 values"]),
     ("predict steplaw --params 7e9 --tokens 1e12 --lr 1e-3", ["--lr and --batch-tokens go together"]),
     ("predict steplaw --params 7e9 --tokens 1e12 --lr 900 --batch-tokens 1M", ["lr 900", "3e-4"]),
+    ("predict steplaw --params 1e9 --tokens 1e11 --lr 1e-3 --batch-tokens 512", ["batch_tokens 512", "sequences"]),
     ("predict steplaw --params 7e9 --tokens 1e12 --within 0", ["--within", "'0'"]),
     ("predict steplaw --params 7e9 --tokens 1e12 --within 200%", ["within", "got 2"]),
     ("predict steplaw --params 7e9 --tokens 1e12 --within 0.0001%", ["within 1e-06", "expected regret"]),
