@@ -140,8 +140,9 @@ def allocate(
     inference_flops_per_token: FLOPs per token over N (6 and 2; of the active parameters where these are given), or
     functions of an array of N. covariates: what the law needs besides params and tokens, each one value or a function
     of an array of N, such as params_active=lambda N: N / 8. n_draws: by default all draws.
-    Raises InputError for budgets that are not positive, finite and plausible, and for laws without a loss.
+    Raises InputError for budgets that are not positive, finite and plausible, and for laws without a loss or tokens.
     """
+    refuse_without_tokens(posterior)
     shape, every = np.shape(flops), _budgets(flops)
     budget = budgeted(inference_tokens, flops_per_token, inference_flops_per_token, covariates)
     found = [_spent(posterior, C, budget, n_draws, covariates) for C in every]
@@ -288,6 +289,7 @@ def overtrain(
     Vries 2023, Go smol or go home); tokens: the median of the tokens for it; unreachable: the share of draws in which
     no amount of data does, within a million times the recommended tokens (those count as infinite). Intervals are 90%.
     """
+    refuse_without_tokens(posterior)
     times = np.atleast_1d(np.asarray(smaller, float))
     if not (np.isfinite(times) & (times > 1)).all():
         raise InputError(f"smaller must be above 1, got {times[~(times > 1)][0]:g}; give 2 for half the size")
@@ -314,6 +316,16 @@ def overtrain(
 
 
 # --- shared with laws.inverse and laws.comparison --------------------------------------------------------------------
+
+
+def refuse_without_tokens(posterior: Posterior) -> None:
+    """Raises InputError for a law in which tokens do not enter: it cannot say what they, or compute, are worth."""
+    if getattr(forms.get(posterior.law), "ONE_BUDGET", False):
+        low, _ = posterior.meta["ranges"]["tokens"]
+        raise InputError(
+            f"{posterior.law} is a law of one budget, {low:.3g} tokens, and cannot say what compute or tokens are best "
+            "spent on: ask what loss a size has, or what size a loss takes, at these tokens; or fit moe"
+        )
 
 
 def predicted(

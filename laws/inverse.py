@@ -12,7 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from laws.allocation import SHARE, Covariate, PerToken, budgeted, crossing, mean_loss, optimum, ordered
+from laws.allocation import (
+    SHARE,
+    Covariate,
+    PerToken,
+    budgeted,
+    crossing,
+    mean_loss,
+    optimum,
+    ordered,
+    refuse_without_tokens,
+)
 from laws.errors import InputError
 from laws.posterior import Posterior, Quantity
 from laws.posterior import _counts as counts
@@ -61,8 +71,9 @@ def tokens_for(posterior: Posterior, *, loss: Any, params: Any, **covariates: Co
     """Training tokens with which the mean loss at N = params comes down to `loss`: numbers or arrays that broadcast.
 
     Sought up to a million times the largest budget fitted. covariates: one value each, for laws that need them.
-    Raises InputError for a loss that is not positive and finite, for implausible params, for laws without a loss.
+    Raises InputError for a loss that is not positive and finite, for implausible params, for laws without a loss or tokens.
     """
+    refuse_without_tokens(posterior)
     return _along(posterior, "tokens", loss, "params", params, covariates)
 
 
@@ -85,6 +96,7 @@ def cheapest(
 
     It inverts the best loss of each budget (`allocate`), draw by draw. Arguments as there; n_draws: 400 by default.
     """
+    refuse_without_tokens(posterior)
     shape, losses = np.shape(loss), _losses(loss).ravel()
     budget = budgeted(inference_tokens, flops_per_token, inference_flops_per_token, covariates)
     n_draws = n_draws or min(400, len(next(iter(posterior.draws.values()))))

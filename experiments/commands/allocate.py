@@ -13,6 +13,7 @@ from experiments import covariates, show
 from experiments.errors import InputError
 from experiments.options import Parser, fraction, positive, positives
 from experiments.outputs import output
+from laws.allocation import refuse_without_tokens
 
 PICTURES = (".svg", ".png", ".pdf")
 
@@ -50,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
     posterior = laws.load_posterior(args.posterior)
     if args.recipe is not None:
         posterior = posterior.of(args.recipe)
+    if not args.tokens:
+        refuse_without_tokens(posterior)
     others = covariates.given(args, posterior)
     if losses:
         answer = _for_loss(args, posterior, losses, inference, level, others)

@@ -19,6 +19,7 @@ POSTERIORS = {
     "mine.nc": known.chinchilla(0.001, seed=1),
     "other.nc": known.chinchilla(0.001, CHINCHILLA | {"E": 1.71, "B": 1620.0}, seed=2),
     "farseer.nc": known.farseer(),
+    "routed.nc": known.known("routed", None, {"a": np.zeros((2, 2))}),
 }
 
 
@@ -172,6 +173,9 @@ def test_pictures(capsys, tmp_path, suffix, head):
         ("allocate mine.nc --flops much", ["--flops", "'much'"]),
         ("allocate mine.nc --flops 1e21 --inference-tokens 5", ["inference_tokens", "5e9"]),
         ("allocate mine.nc --flops 1e21 --level 90", ["--level", "'90'"]),
+        ("allocate routed.nc --flops 1e21", ["routed is a law of one budget"]),
+        ("allocate routed.nc --loss 2.1 --params 1e9", ["routed is a law of one budget"]),
+        ("allocate routed.nc --loss 2.1 --tokens 1e11", ["--active-share"]),
         ("allocate steplaw --flops 1e21", ["steplaw says nothing of the loss"]),
         ("allocate none.nc --flops 1e21", ["none.nc"]),
         ("compare mine.nc", ["B"]),
