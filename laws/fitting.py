@@ -55,6 +55,8 @@ def fit(
     (R-hat over 1.01, fewer than 400 effective draws, more than 1% divergences).
     """
     form = forms.get(law)
+    if not (isinstance(seed, (int, np.integer)) and 0 <= seed < 2**32):
+        raise InputError(f"seed must be a whole number from 0 to 2^32 - 1, got {seed!r}")
     table = counted(load_runs(runs, recipe=recipe), size)
     source = str(table.attrs.get("source", "table"))
     used = finished(table)

@@ -40,10 +40,15 @@ class Quantity:
 
     def interval(self, level: float = 0.9) -> tuple[Any, Any]:
         """(low, high) of the central interval of probability `level`."""
-        if not 0 < level < 1:
-            raise InputError(f"level must be between 0 and 1, got {level:g}; for a 90% interval give 0.9")
-        low, high = np.quantile(self.draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        low, high = np.quantile(self.draws, edges(level), axis=0)
         return _plain(low), _plain(high)
+
+
+def edges(level: Any) -> tuple[float, float]:
+    """The probabilities at the ends of the central interval of probability `level`."""
+    if not (isinstance(level, (int, float, np.number)) and 0 < level < 1):
+        raise InputError(f"level must be a number between 0 and 1, got {level!r}; for a 90% interval give 0.9")
+    return (1 - level) / 2, (1 + level) / 2
 
 
 def _plain(x: np.ndarray) -> Any:
@@ -91,6 +96,12 @@ class Posterior:
     law: str
     samples: dict[str, np.ndarray]
     meta: dict[str, Any]
+
+    def __repr__(self) -> str:
+        runs = self.meta.get("rows", 0) - self.meta.get("excluded", 0)
+        ranges = "; ".join(f"{c} {low:.3g} to {high:.3g}" for c, (low, high) in self.meta.get("ranges", {}).items())
+        n = len(next(iter(self.draws.values())))
+        return f"Posterior({self.law}, {runs:,} runs of {self.meta.get('source', 'a table')}: {ranges}; {n:,} draws)"
 
     @cached_property
     def draws(self) -> dict[str, np.ndarray]:
@@ -205,15 +216,28 @@ class Posterior:
         except ValueError:
             shapes = " and ".join(f"{name} {np.shape(value)}" for name, value in values.items())
             raise InputError(f"{shapes} do not broadcast; give one token count a size") from None
+        query = {name: x.ravel() for name, x in zip(values, whole)}
+        self._refuse_impossible(query)
         total = len(next(iter(self.draws.values())))
         if n_draws is None:
             n_draws = min(total, max(100, ELEMENTS // max(whole[0].size, 1)))
-        if not 1 <= n_draws <= total:
-            raise InputError(f"n_draws must be 1 to {total}, got {n_draws}")
+        if not (isinstance(n_draws, (int, np.integer)) and 1 <= n_draws <= total):
+            raise InputError(f"n_draws must be a whole number from 1 to {total}, got {n_draws!r}")
         chosen = np.linspace(0, total - 1, n_draws).round().astype(int)
         draws = {k: v[chosen] for k, v in self.draws.items()}
         noise = {k: _scores(n_draws, stream) for stream, k in enumerate(STREAMS)}
-        return {name: x.ravel() for name, x in zip(values, whole)}, whole[0].shape, draws, noise
+        return query, whole[0].shape, draws, noise
+
+    @staticmethod
+    def _refuse_impossible(query: dict[str, np.ndarray]) -> None:
+        """Raises InputError for more active parameters than there are, and less than one expert."""
+        active = query.get("params_active", query["params"])
+        if np.any(active > query["params"] * (1 + 1e-9)):
+            worst = int(np.argmax(active / query["params"]))
+            raise InputError(f"params_active {active[worst]:g} is above params {query['params'][worst]:g}, the total")
+        experts = query.get("n_experts", np.ones(1))
+        if experts.size and experts.min() < 1:
+            raise InputError(f"n_experts {experts.min():g} is below 1; a dense model has 1")
 
     def _values(self, name: str, given: Any) -> np.ndarray:
         """What was asked, as numbers that are plausible; recipes as indices."""
@@ -296,6 +320,8 @@ def load_posterior(source: str | os.PathLike[str]) -> Posterior:
 
     Raises InputError, naming the file, if it is missing, damaged (its digests are verified) or not one of ours.
     """
+    if not isinstance(source, (str, os.PathLike)):
+        raise InputError(f"load_posterior takes a name or the path of a file that fit wrote, got {source!r}")
     packaged = resources.files("laws") / "posteriors"
     if isinstance(source, str) and source.isidentifier() and not Path(source).exists():
         names = sorted(f.name.removesuffix(".nc") for f in packaged.iterdir() if f.name.endswith(".nc"))

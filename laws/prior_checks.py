@@ -83,6 +83,8 @@ def sensitivity(law: str, used: pd.DataFrame, target: str) -> pd.DataFrame:
     rows = []
     for name, draws in answers[1.0].items():
         sd = float(draws.std())
+        if sd < 1e-9:  # no draw has an answer, such as a best size
+            continue
         moves = [float((answers[power][name].mean() - draws.mean()) / sd) for power in POWERS]
         rows.append({"answer": name, "median": float(np.exp(np.median(draws))), "sd": sd} | dict(zip(COLUMNS, moves)))
     return pd.DataFrame(rows)
