@@ -309,6 +309,7 @@ def overtrain(
     budget; compute_{median,low,high}: training compute over the recommended model's that reaches the same loss (de
     Vries 2023, Go smol or go home); tokens: the median of the tokens for it; unreachable: the share of draws in which
     no amount of data does, within a million times the recommended tokens (those count as infinite). Intervals are 90%.
+    `.attrs["warnings"]`: sentences about sizes and tokens outside the fitted range.
     """
     refuse_unasked(posterior, covariates)
     try:
@@ -325,7 +326,7 @@ def overtrain(
     best = _spent(posterior, C, budget, n_draws, covariates)
     if not np.isfinite(best.params):
         raise InputError(f"{posterior.law} has no best size at {C:.3g} FLOP, so none is smaller; ask for other budgets")
-    rows = []
+    rows, asked = [], []
     for k in times:
         params = best.params / k
         longer = np.geomspace(best.tokens / 100, best.tokens * 1e6, 321)
@@ -339,7 +340,12 @@ def overtrain(
         for name, draws in (("loss", loss[:, 1] / loss[:, 0] - 1), ("compute", compute)):
             row |= dict(zip((f"{name}_low", f"{name}_median", f"{name}_high"), ordered(draws, (0.05, 0.5, 0.95))))
         rows.append(row | {"tokens": ordered(needed, (0.5,))[0], "unreachable": np.mean(~np.isfinite(needed))})
-    return pd.DataFrame(rows)
+        asked += [tokens[1], rows[-1]["tokens"]]
+    found = pd.DataFrame(rows)
+    reached = np.array(asked)[np.isfinite(asked)]
+    sizes = np.append(found["params"], best.params)
+    found.attrs["warnings"] = [*posterior._outside("params", sizes), *posterior._outside("tokens", reached)]
+    return found
 
 
 # --- shared with laws.inverse and laws.comparison --------------------------------------------------------------------

@@ -106,7 +106,7 @@ def _for_flops(
     others: dict[str, Any],
 ) -> dict[str, Any]:
     found = laws.allocate(posterior, flops=np.array(budgets), inference_tokens=inference, **others)
-    rows = []
+    rows, warnings = [], list(found.warnings)
     for i, flops in enumerate(budgets):
         own = {c: show.summary(getattr(found, c), level, i) for c in ("params", "tokens", "ratio", "loss")}
         best = {"params": found.recommended_params[i], "tokens": found.recommended_tokens[i]}
@@ -117,12 +117,15 @@ def _for_flops(
         if np.isfinite(best["params"]):
             smaller = laws.overtrain(posterior, flops=flops, inference_tokens=inference, **others)
             row["smaller"] = smaller.to_dict("records")
+            known = [] if len(budgets) > 1 else found.warnings
+            notes = [note for note in smaller.attrs["warnings"] if note not in known]
+            warnings += [f"smaller models at {flop(flops)} FLOP: {note}" for note in notes]
         rows.append(row)
     if picture:
         from laws import plots_answers
 
         save_picture(plots_answers.allocation(found), picture)
-    return {"inference_tokens": inference, "budgets": rows, "warnings": found.warnings}
+    return {"inference_tokens": inference, "budgets": rows, "warnings": warnings}
 
 
 def _print_budgets(posterior: laws.Posterior, answer: dict[str, Any], level: float) -> None:

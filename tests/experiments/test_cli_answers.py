@@ -51,6 +51,7 @@ def test_allocate_equals_the_library(capsys):
         assert row["valley"]["0.005"] == pytest.approx([edge[i] for edge in found.valley[0.005]])
         assert [r["smaller"] for r in row["smaller"]] == [1.5, 2, 4, 8]
     assert any("decades above" in text for text in answer["warnings"])
+    assert any(text.startswith("smaller models at 1e21 FLOP: tokens") for text in answer["warnings"])
 
 
 def test_allocate_as_a_table(capsys):
