@@ -61,9 +61,7 @@ class Allocation:
     warnings: list[str]
 
     def __repr__(self) -> str:
-        budgets, sizes, tokens = (
-            np.ravel(x) for x in (self.flops, self.recommended_params, self.recommended_tokens)
-        )
+        budgets, sizes, tokens = (np.ravel(x) for x in (self.flops, self.recommended_params, self.recommended_tokens))
         shown = "; ".join(f"{C:.3g} FLOP: {N:.3g} params, {D:.3g} tokens" for C, N, D in zip(budgets, sizes, tokens))
         return f"Allocation({shown})"
 

@@ -69,7 +69,8 @@ def tokens_for(posterior: Posterior, *, loss: Any, params: Any, **covariates: Co
     """Training tokens with which the mean loss at N = params comes down to `loss`: numbers or arrays that broadcast.
 
     Sought up to a million times the largest budget fitted. covariates: one value each, for laws that need them.
-    Raises InputError for a loss that is not positive and finite, for implausible params, for laws without a loss or tokens.
+    Raises InputError for a loss that is not positive and finite, for implausible params, for laws without a loss or
+    tokens.
     """
     return _along(posterior, "tokens", loss, "params", params, covariates)
 

@@ -24,6 +24,7 @@ from laws.forms import grid
 CITATION = "Clark et al. 2022, Unified Scaling Laws for Routed Language Models, arXiv 2202.01169"
 COLUMNS = ("params_active", "n_experts")
 COVARIATES = ("params_active", "n_experts")
+AXES = ("params_active", "n_experts")  # what `grid` has in place of params and tokens
 QUANTITIES = ("loss", "mean_loss")
 SITES = ("a", "b", "c", "d", "E_start", "E_max", *grid.SITES)
 HELD = ()

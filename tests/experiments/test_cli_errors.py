@@ -27,6 +27,8 @@ FILES = {
     "bad_corpus.py": b"from engine.config import *\n"
     b"def grid():\n    return TrainConfig(data=DataConfig(corpus='no/such/folder'))\n",
     "notes/thesis.tex": b"dear reader",
+    "heldout.csv": GOOD.replace("loss", "eval_loss").encode(),
+    "diverged.csv": b"params,tokens,loss,status\n1e8,2e9,,diverged\n2e8,2e9,,diverged\n",
     "runs.nc": GOOD.encode(),
     "m.svg": b"CDF a posterior",
     "damaged.nc": b"CDF what is this",
@@ -76,6 +78,9 @@ MISTAKES = [
     ("fit chinchilla {d}/nan.csv --out {d}/x.nc", ["row 3", "loss"]),
     ("fit chinchilla {d} --out {d}/x.nc", ["parts/*.parquet"]),
     ("fit steplaw steplaw-dnse --out {d}/x.nc", ["'steplaw-dnse'", "steplaw-dense"]),
+    ("fit chinchilla {d}/heldout.csv --out {d}/x.nc", ["'loss'", "--target eval_loss"]),
+    ("backtest chinchilla {d}/heldout.csv", ["'loss'", "--target eval_loss"]),
+    ("report {d}/heldout.csv --out {d}/x.html", ["'loss'", "--target eval_loss"]),
     ("backtest chinchilla {d}/nan.csv", ["row 3", "loss"]),
     ("backtest chinchilla {d}/good.csv --heldout size", ["--heldout", "'size'", "params, compute"]),
     # laws
@@ -146,6 +151,14 @@ def test_one_line_and_exit_code_2(folder, capfd, line, named, as_json):
     assert out == ""
     for word in named:
         assert word.format(d=folder) in err
+    assert snapshot(folder) == before
+
+
+def test_a_report_of_no_law_is_an_error(folder, capfd):
+    before = snapshot(folder)
+    assert main(f"report {folder}/diverged.csv --out {folder}/x.html".split()) == 2
+    err = capfd.readouterr().err
+    assert err.startswith("stepseer: no law can be fitted") and "status ok" in err and err.count("\n") == 1, err
     assert snapshot(folder) == before
 
 
