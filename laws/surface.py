@@ -92,7 +92,7 @@ def sample(
     else:
         draws["form_error"] = np.zeros_like(draws["form_error"])
     scatter = {"trend": trend, "bounds": [float(compute.min()), float(compute.max())], "shared": shared}
-    facts = {"domain": domain, "tails": df, "scatter": scatter, "outliers": _outliers(data, weight)}
+    facts = {"domain": domain, "tails": df, "scatter": scatter, "outliers": _outliers(data, weight, form)}
     return normal.Samples(draws, result.diagnostics, facts)
 
 
@@ -140,13 +140,14 @@ def _power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def _outliers(data: dict[str, Any], weight: np.ndarray) -> list[dict[str, float]]:
+def _outliers(data: dict[str, Any], weight: np.ndarray, form: Any) -> list[dict[str, float]]:
     """The runs that count for little, farthest off first."""
+    size, budget = getattr(form, "AXES", ("params", "tokens"))
     far = [i for i in np.argsort(weight) if weight[i] < OUTLIER]
     return [
         {
-            "params": float(np.exp(data["n"][i] + data["ln_N"])),
-            "tokens": float(np.exp(data["d"][i] + data["ln_D"])),
+            size: float(np.exp(data["n"][i] + data["ln_N"])),
+            budget: float(np.exp(data["d"][i] + data["ln_D"])),
             "loss": float(np.exp(data["log_loss"][i])),
             "precision": float(weight[i]),
         }

@@ -36,7 +36,7 @@ def parser() -> Parser:
 
 def run(args: argparse.Namespace) -> int:
     given = {c: positives(getattr(args, c), f"--{c}") for c in ("params", "tokens") if getattr(args, c)}
-    picture = picture_path(args.plot)
+    picture = picture_path(args.plot, args.a, args.b)
     a, b = _two(args)
     found = laws.compare(a, b, **given, **covariates.given(args, a, b))
     if picture:
@@ -97,7 +97,7 @@ def _print(args: argparse.Namespace, a: laws.Posterior, b: laws.Posterior, found
     head = ["", "fewer", "more", "draws that cross", "there, median", "90% interval"]
     lines = [[f"tokens at N = {show.count(row['params'])}", *_crossing(row, show.count)]
              for row in found.crossings.iloc[rows].to_dict("records")]  # fmt: skip
-    lines.append(["FLOP, each at its own best size", *_crossing(found.crossing, flop)])
+    lines.append(["FLOP, each at its best N", *_crossing(found.crossing, flop)])
     console.print(show.table("where the better one changes", head, lines))
 
 

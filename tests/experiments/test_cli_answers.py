@@ -1,13 +1,16 @@
 """allocate and compare, as a user runs them, on posteriors whose surface is known."""
 
 import json
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 import laws
+from experiments import show
 from experiments.cli import main
 from tests.laws import known
 from tests.laws.conftest import CHINCHILLA, loss_grid
@@ -16,6 +19,7 @@ POSTERIORS = {
     "mine.nc": known.chinchilla(0.001, seed=1),
     "other.nc": known.chinchilla(0.001, CHINCHILLA | {"E": 1.71, "B": 1620.0}, seed=2),
     "farseer.nc": known.farseer(),
+    "routed.nc": known.known("routed", None, {"a": np.zeros((2, 2))}),
 }
 
 
@@ -47,6 +51,7 @@ def test_allocate_equals_the_library(capsys):
         assert row["valley"]["0.005"] == pytest.approx([edge[i] for edge in found.valley[0.005]])
         assert [r["smaller"] for r in row["smaller"]] == [1.5, 2, 4, 8]
     assert any("decades above" in text for text in answer["warnings"])
+    assert any(text.startswith("smaller models at 1e21 FLOP: tokens") for text in answer["warnings"])
 
 
 def test_allocate_as_a_table(capsys):
@@ -92,6 +97,27 @@ def test_compare(capsys):
     shown = say(capsys, "compare mine.nc other.nc")
     for words in ("A: mine.nc: chinchilla", "probability that A is better", "where the better one changes", "note: a:"):
         assert words in shown
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+@pytest.mark.parametrize(
+    "line, numbers",
+    [
+        ("allocate mine.nc --flops 1e22,1e23", 60),
+        ("allocate mine.nc --loss 2.3,2.4", 22),
+        ("allocate mine.nc --loss 2.3 --params 3e9", 6),
+        ("compare mine.nc other.nc", 80),
+        ("predict mine.nc --params 1e9,7e9 --tokens 2e10", 10),
+    ],
+)
+def test_no_number_is_cut_on_a_narrow_terminal(capsys, monkeypatch, width, line, numbers):
+    wide = say(capsys, line)
+    monkeypatch.setattr(show, "console", lambda: Console(highlight=False, width=width))
+    shown = say(capsys, line)
+    tables = shown.split("note: ")[0]
+    assert "…" not in shown and max(map(len, tables.splitlines()[3:])) <= width
+    found = [set(re.findall(r"[-+]?\d[\d.]*(?:e\d+)?[kMBTx%]?", text)) for text in (wide, shown)]
+    assert found[0] == found[1] and len(re.findall(r"\d+\.?\d*", tables)) >= numbers
 
 
 @pytest.fixture
@@ -148,6 +174,9 @@ def test_pictures(capsys, tmp_path, suffix, head):
         ("allocate mine.nc --flops much", ["--flops", "'much'"]),
         ("allocate mine.nc --flops 1e21 --inference-tokens 5", ["inference_tokens", "5e9"]),
         ("allocate mine.nc --flops 1e21 --level 90", ["--level", "'90'"]),
+        ("allocate routed.nc --flops 1e21", ["routed is a law of one budget"]),
+        ("allocate routed.nc --loss 2.1 --params 1e9", ["routed is a law of one budget"]),
+        ("allocate routed.nc --loss 2.1 --tokens 1e11", ["--active-share"]),
         ("allocate steplaw --flops 1e21", ["steplaw says nothing of the loss"]),
         ("allocate none.nc --flops 1e21", ["none.nc"]),
         ("compare mine.nc", ["B"]),
