@@ -196,7 +196,7 @@ def allocate(
         local_only=plain(local),
         inference_tokens=budget.inference_tokens,
         curve=curve,
-        warnings=[*doubts(every, none.ravel(), local.ravel()), *at_best.warnings],
+        warnings=[*_eaten(every, best.ravel(), budget), *doubts(every, none.ravel(), local.ravel()), *at_best.warnings],
     )
 
 
@@ -434,6 +434,17 @@ def served(inference_tokens: Any) -> float:
     if isinstance(inference_tokens, (int, float)) and inference_tokens == 0:
         return 0.0
     return float(counts("inference_tokens", inference_tokens))
+
+
+def _eaten(flops: np.ndarray, best: np.ndarray, budget: Budget) -> list[str]:
+    """A sentence about budgets that serving takes whole at any sensible size."""
+    lost = flops[~np.isfinite(best)]
+    if not budget.inference_tokens or not lost.size:
+        return []
+    return [
+        f"{budget.inference_tokens:.3g} tokens of inference leave no budget of {lost.min():.3g} FLOP to train a model "
+        "of any size looked at: raise flops or lower inference_tokens"
+    ]
 
 
 def doubts(flops: np.ndarray, none: np.ndarray, local: np.ndarray) -> list[str]:

@@ -264,9 +264,8 @@ class Posterior:
             (values.min(initial=low), np.log10(low / values.min(initial=low)), "below"),
         ):
             if decades > 0.005:
-                out.append(
-                    f"{column} {worst:.3g} is {decades:.2g} decades {side} the fitted range ({low:.3g} to {high:.3g})"
-                )
+                far = f"{decades:.2g} decade{'' if f'{decades:.2g}' == '1' else 's'}"
+                out.append(f"{column} {worst:.3g} is {far} {side} the fitted range ({low:.3g} to {high:.3g})")
         return out
 
     def to_arviz(self, runs: Any = None) -> Any:

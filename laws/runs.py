@@ -8,6 +8,7 @@ Rows count from 1; the header is not counted.
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import os
 from collections.abc import Iterable
@@ -144,9 +145,10 @@ def _read(source: str | os.PathLike[str]) -> tuple[pd.DataFrame, str, bool]:
     text = os.fspath(source)
     if text in datasets.TABLES:
         return datasets.load(text), text, False
-    if "," in text and set(text.split(",")) <= set(datasets.TABLES):
-        return pd.concat([datasets.load(name) for name in text.split(",")], ignore_index=True), text, False
     path = Path(text).expanduser()
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) > 1 and not path.exists():
+        return pd.concat([_read(part)[0] for part in parts], ignore_index=True), text, False
     if path.is_dir():
         return _read_folder(path), str(path), False
     if path.is_file():
@@ -158,10 +160,11 @@ def _read(source: str | os.PathLike[str]) -> tuple[pd.DataFrame, str, bool]:
         return (_read_parquet(path) if parquet else _read_csv(path)), path.name, not parquet
     if path.suffix or os.sep in text:
         raise InputError(
-            f"runs: no file or folder {text!r}; give a path that exists or one of {listed(datasets.names())}"
+            f"runs: no file or folder {text!r}; give a path that exists, or the name of a published table: "
+            "`stepseer datasets` lists them"
         )
     raise InputError(
-        f"runs: no table named {text!r}{nearest(text, datasets.names())}; known: {listed(datasets.names())}; "
+        f"runs: no table named {text!r}{nearest(text, datasets.names())}; `stepseer datasets` lists them; "
         "or give the path of a CSV, a Parquet file or a results folder"
     )
 
@@ -200,6 +203,11 @@ def _read_csv(path: Path) -> pd.DataFrame:
         raise InputError(
             f"{path}: not a readable CSV ({_first_line(error)}); save it as comma-separated UTF-8 text"
         ) from error
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        header = next((row for row in csv.reader(file) if row), [])
+    twice = [name for name in dict.fromkeys(header) if name and header.count(name) > 1]
+    if twice:
+        raise InputError(f"{path}: column {twice[0]!r} is there twice; keep one, or rename the other")
     runs = runs.dropna(how="all")
     if len(runs.columns) == 1 and any(mark in runs.columns[0] for mark in ";\t|"):
         raise InputError(f"{path}: columns are not separated by commas ({runs.columns[0][:60]!r}); use commas")

@@ -129,9 +129,7 @@ def _for_flops(
 
 
 def _print_budgets(posterior: laws.Posterior, answer: dict[str, Any], level: float) -> None:
-    served = (
-        f", {show.count(answer['inference_tokens'])} tokens of inference paid" if answer["inference_tokens"] else ""
-    )
+    served = _served(answer)
     rows, valleys = [], []
     for row in answer["budgets"]:
         flops, best, own = flop(row["flops"]), row["recommended"], row["optimum"]
@@ -212,7 +210,14 @@ def _print_losses(posterior: laws.Posterior, answer: dict[str, Any], level: floa
             reach = {k: forms[c](v) if np.isfinite(v) else "out of reach" for k, v in row[c].items() if k != "level"}
             cells.append(f"{reach['median']} ({reach['low']} .. {reach['high']})")
         rows.append([*cells, f"{row['unreachable']:.0%}"])
-    show.console().print(show.table(f"{about(posterior)}: what a loss takes", [*head, "out of reach"], rows))
+    show.console().print(
+        show.table(f"{about(posterior)}: what a loss takes{_served(answer)}", [*head, "out of reach"], rows)
+    )
+
+
+def _served(answer: dict[str, Any]) -> str:
+    tokens = answer["inference_tokens"]
+    return f", {show.count(tokens)} tokens of inference paid" if tokens else ""
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from experiments.study import study
 def parser() -> Parser:
     made = Parser(
         "report",
-        "Fit every law that the runs allow, hold out the largest models, and write one HTML page with pictures.",
+        "Fit Step Law, Chinchilla, Farseer and the stack, hold out the largest models, and write one HTML page.",
         examples="  stepseer report results --target eval_loss\n  stepseer report steplaw-dense --out dense.html",
     )
     add_runs(made)

@@ -36,6 +36,22 @@ def say(capsys, line):
     return out
 
 
+def test_datasets_by_name(capsys, tmp_path):
+    rows = json.loads(say(capsys, "datasets --json"))
+    assert [r["name"] for r in rows] == laws.datasets.names()
+    shown = say(capsys, "datasets")
+    assert all(r["name"] in shown and r["citation"] in shown for r in rows)
+    answer = json.loads(say(capsys, f"datasets farseer --out {tmp_path}/runs.csv --json"))
+    assert answer["runs"] == 404 and "2506.10972" in answer["citation"] and answer["home"].startswith("https")
+    assert len(laws.load_runs(tmp_path / "runs.csv")) == 404
+
+
+def test_a_budget_that_serving_eats_is_said_to_be(capsys):
+    said = say(capsys, "allocate mine.nc --flops 1e19 --inference-tokens 1e14")
+    assert "1e+14 tokens of inference leave no budget of 1e+19 FLOP" in said
+    assert "1T tokens of inference paid" in say(capsys, "allocate mine.nc --loss 2.2 --inference-tokens 1T")
+
+
 def test_allocate_equals_the_library(capsys):
     answer = json.loads(say(capsys, "allocate mine.nc --flops 1e21,1e23 --level 0.5 --json"))
     found = laws.allocate(POSTERIORS["mine.nc"], flops=[1e21, 1e23])
@@ -149,7 +165,7 @@ def test_pictures(capsys, tmp_path, suffix, head):
         "allocate mine.nc --flops 1e22",
         "compare mine.nc other.nc",
         "compare mine.nc other.nc --params 1B",
-        "compare mine.nc mine.nc --tokens 1T",
+        "compare mine.nc other.nc --tokens 1T",
     ):
         path = tmp_path / "folder" / f"picture.{suffix}"
         assert f"picture in {path}" in say(capsys, f"{line} --plot {path}")

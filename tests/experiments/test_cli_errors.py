@@ -42,6 +42,9 @@ MISTAKES = [
     ("predict steplaw --parms 7e9 --tokens 1e12", ["'--parms'", "--params"]),
     ("predict steplaw --params 7e9", ["--tokens"]),
     ("predict", ["LAW_OR_FILE"]),
+    ("datasets gader", ["'gader'", "did you mean 'gadre'"]),
+    ("datasets --out {d}/x.csv", ["--out", "name it"]),
+    ("datasets farseer --out {d}/x.txt", ["--out", ".csv"]),
     ("predict steplaw extra --params 7e9 --tokens 1e12", ["extra"]),
     ("sweep run tiny --out", ["--out"]),
     # predict
@@ -76,6 +79,7 @@ MISTAKES = [
     ("fit chinchilla {d}/zero.csv --out {d}/x.nc", ["row 3", "tokens", "= 0"]),
     ("fit steplaw {d}/sequences.csv --out {d}/x.nc", ["batch_tokens", "64", "sequences"]),
     ("fit chinchilla {d}/nan.csv --out {d}/x.nc", ["row 3", "loss"]),
+    ("compare {d}/runs.nc {d}/runs.nc", ["A and B are both"]),
     ("fit chinchilla {d} --out {d}/x.nc", ["parts/*.parquet"]),
     ("fit steplaw steplaw-dnse --out {d}/x.nc", ["'steplaw-dnse'", "steplaw-dense"]),
     ("fit chinchilla {d}/heldout.csv --out {d}/x.nc", ["'loss'", "--target eval_loss"]),
