@@ -53,9 +53,10 @@ def token_losses(
 
     pad = -n % chunk
     x_GSD = jnp.pad(x_GSD, ((0, 0), (0, pad), (0, 0)))
-    x_NGSD = jnp.moveaxis(x_GSD.reshape(x_GSD.shape[0], -1, chunk, x_GSD.shape[-1]), 1, 0)
-    targets_NS = jnp.pad(targets_S, (0, pad)).reshape(-1, chunk)
-    weights_NS = jnp.pad(weights_S, (0, pad)).reshape(-1, chunk)
+    # A chunk takes every n-th token, so that each has its part of a sharded batch on every device.
+    x_NGSD = jnp.moveaxis(x_GSD.reshape(x_GSD.shape[0], chunk, -1, x_GSD.shape[-1]), 2, 0)
+    targets_NS = jnp.pad(targets_S, (0, pad)).reshape(chunk, -1).T
+    weights_NS = jnp.pad(weights_S, (0, pad)).reshape(chunk, -1).T
 
     @partial(jax.checkpoint, policy=jax.checkpoint_policies.nothing_saveable)
     def body(sums: tuple[jax.Array, jax.Array], xs: Any) -> tuple[tuple[jax.Array, jax.Array], None]:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -15,9 +16,7 @@ from engine import model as model_lib
 from engine import step
 from engine.config import MeshConfig, ModelConfig
 from engine.errors import InputError
-
-AXES = ("trial", "data", "fsdp", "expert", "tensor")
-BATCH = ("data", "fsdp", "expert")  # the axes that a batch is divided over
+from engine.placement import AXES, BATCH
 
 # Logical axis of a parameter -> mesh axis.
 RULES = {
@@ -60,7 +59,9 @@ def make_mesh(config: MeshConfig, *, n_trials: int, batch_size: int, devices: li
             f"{batch_size} sequences of a step (batch_size, or compute.micro_batch); change them or the mesh"
         )
     shape = tuple((sizes | {"trial": trial, "data": data})[axis] for axis in AXES)
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[: math.prod(shape)])
+    # An axis of 8 of a 4x4x4 torus takes parts of two of its dimensions.
+    array = mesh_utils.create_device_mesh(shape, devices[: math.prod(shape)], allow_split_physical_axes=True)
+    return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def state_sharding(mesh: Mesh, model: ModelConfig) -> Any:

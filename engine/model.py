@@ -20,6 +20,7 @@ from engine import layers
 from engine.architecture import REMAT_NAMES, ModelConfig
 from engine.attention import attention, choose
 from engine.moe import Routing, moe
+from engine.placement import tokenwise
 
 # {"embed": [V, D], "layers": {name: [L, ...]}, "norm": [D], "head": [D, V] unless tied}; in a mixture of experts whose
 # first layers are dense these are in "dense_layers" and "layers" are the routed ones.
@@ -152,7 +153,7 @@ def hidden(
     """
     places = _places(config, tokens_BT.shape[1])
     block = _rematerialised(partial(_block, config, places, attend), remat)
-    x = layers.embed(params_G["embed"], tokens_BT).astype(dtype)
+    x = tokenwise(layers.embed(params_G["embed"], tokens_BT).astype(dtype))
     if "dense_layers" in params_G:
         x, _ = jax.lax.scan(block, x, params_G["dense_layers"])
     x, routing = jax.lax.scan(block, x, params_G["layers"])
@@ -187,12 +188,12 @@ def _block(
     if "rope" in places:
         q, k = layers.rope(q, places["rope"]), layers.rope(k, places["rope"])
     mixed = checkpoint_name(attention(q, k, v, places.get("bias"), backend=attend), "attention")
-    x = x_GBTD + checkpoint_name(jnp.einsum("gbthc,ghcd->gbtd", mixed, p["o"]), "projection")
+    x = tokenwise(x_GBTD + checkpoint_name(jnp.einsum("gbthc,ghcd->gbtd", mixed, p["o"]), "projection"))
     y = layers.rmsnorm(x, p["mlp_norm"], config.norm_eps)
     if "router" in p:
         out, routing = moe(config, y, p)
-        return x + out, routing
-    return x + layers.feed_forward(y, p.get("gate"), p["up"], p["down"]), None
+        return tokenwise(x + out), routing
+    return tokenwise(x + layers.feed_forward(y, p.get("gate"), p["up"], p["down"])), None
 
 
 def _stays_float32(name: str) -> bool:

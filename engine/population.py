@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from engine import config as config_lib
 from engine import mesh as mesh_lib
-from engine import step
+from engine import placement, step
 from engine.config import TrainConfig
 from engine.errors import InputError
 from engine.optim import Hyper
@@ -59,7 +59,7 @@ def _compiled_init(model: Any, mesh: Mesh) -> Any:
 def compiled_train_steps(program: step.Program, mesh: Mesh) -> Any:
     """`step.train_steps` for a mesh: (state, tokens_KBT1, n_steps, hyper_G) -> (state, metrics); donates state."""
     return jax.jit(
-        partial(step.train_steps, program),
+        placement.within(mesh, partial(step.train_steps, program)),
         donate_argnums=0,
         out_shardings=(mesh_lib.state_sharding(mesh, program.model), mesh_lib.metrics_sharding(mesh)),
     )
@@ -68,4 +68,4 @@ def compiled_train_steps(program: step.Program, mesh: Mesh) -> Any:
 @lru_cache(maxsize=64)
 def compiled_eval_step(program: step.Program, mesh: Mesh) -> Any:
     """`step.eval_step` jitted for a mesh: (params_G, tokens_BT1, weights_BT) -> [G]."""
-    return jax.jit(partial(step.eval_step, program), out_shardings=mesh_lib.trial_sharding(mesh))
+    return jax.jit(placement.within(mesh, partial(step.eval_step, program)), out_shardings=mesh_lib.trial_sharding(mesh))
