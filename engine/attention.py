@@ -3,6 +3,7 @@
 - xla: every query against every key, then the mask. Anywhere.
 - blocks: queries in blocks, each against the keys up to its end, so that the masked half is hardly computed. For CPUs.
 - cudnn: the GPU library's fused kernel; bfloat16, no bias; trials folded into the batch.
+- splash: JAX's fused kernel for TPUs, of each device's own part; no bias; scores never leave the chip.
 
 Shapes: G trials, B sequences, T tokens, H query heads, K key/value heads, R = H / K, C head_dim; of a block Q queries
 and S keys.
@@ -15,11 +16,15 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from engine.errors import InputError
+from engine.placement import BATCH, per_device
 
 BLOCK = 64  # queries of a block: the fastest of 32 to 256 on two CPU cores, at 256 to 1024 tokens
 MAX_BLOCKS = 16  # each is compiled by itself
+SPLASH_BLOCK = 512  # queries and keys of a tile, at most; of the powers of two the largest that fits any TPU's VMEM
+SPLASH_TILE = 128  # what a tile is a multiple of
 
 
 def attention(
@@ -38,18 +43,27 @@ def attention(
     if backend == "cudnn":
         q, k, v = (x.reshape(-1, *x.shape[2:]) for x in (q_GBTHC, k_GBTKC, v_GBTKC))
         return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn").reshape(q_GBTHC.shape)
+    if backend == "splash":
+        spec = P("trial", BATCH, None, "tensor")
+        return per_device(_splash, (spec, spec, spec), spec)(q_GBTHC, k_GBTKC, v_GBTKC)
     t = q_GBTHC.shape[2]
     block = max(BLOCK, -(-t // MAX_BLOCKS)) if backend == "blocks" else t
     return _by_blocks(q_GBTHC, k_GBTKC, v_GBTKC, bias_HTT, block)
 
 
-def choose(wanted: str, *, head_dim: int, dtype: str, biased: bool) -> str:
-    """The backend for this process's devices. wanted: auto, or a backend's name.
+def choose(wanted: str, *, head_dim: int, dtype: str, biased: bool, platform: str | None = None) -> str:
+    """The backend for devices of `platform` (None: this process's). wanted: auto, or a backend's name.
 
-    auto: blocks on a CPU; on a GPU cudnn where a small probe compiles it, else xla; elsewhere xla. Raises InputError
-    for a cudnn that can't be had.
+    auto: blocks on a CPU; on a TPU splash where there is no bias; on a GPU cudnn where a small probe compiles it; else
+    xla. Raises InputError for a cudnn or splash that can't be had.
     """
-    platform = jax.default_backend()
+    platform = platform or jax.default_backend()
+    if wanted == "splash" and platform != "tpu":
+        raise InputError(f"compute.attention is 'splash', but it is of TPUs, and this is for {platform}; use auto")
+    if wanted == "splash" and biased:
+        raise InputError("compute.attention is 'splash', but it takes no bias, and model.positions is one; use auto")
+    if wanted == "auto" and platform == "tpu":
+        return "xla" if biased else "splash"
     if wanted == "auto" and platform != "gpu":
         return "blocks" if platform == "cpu" else "xla"
     if wanted in ("auto", "cudnn"):
@@ -79,6 +93,31 @@ def _no_cudnn(platform: str, head_dim: int, dtype: str, biased: bool) -> str:
     except Exception as error:  # what a missing or old library raises differs by version
         return "a probe of it failed: " + " ".join(str(error).split())[:200]
     return ""
+
+
+def _splash(q_GBTHC: jax.Array, k_GBTKC: jax.Array, v_GBTKC: jax.Array, *, interpret: bool = False) -> jax.Array:
+    """Of one device. T is padded to whole tiles: no query sees the keys behind it. interpret: on any device, slowly."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash  # only TPUs pay for its import
+
+    t, c = q_GBTHC.shape[2], q_GBTHC.shape[4]
+    padded = -(-t // SPLASH_TILE) * SPLASH_TILE
+    block = max(b for b in range(SPLASH_TILE, SPLASH_BLOCK + 1, SPLASH_TILE) if padded % b == 0)
+
+    def fold(x: jax.Array) -> jax.Array:
+        x = jnp.swapaxes(x.reshape(-1, *x.shape[2:]), 1, 2)
+        return jnp.pad(x, ((0, 0), (0, 0), (0, padded - t), (0, 0)))
+
+    sizes = splash.BlockSizes(
+        *(block,) * 3, *(block,) * 3, block_q_dq=block, block_kv_dq=block
+    )
+    kernel = splash.make_splash_mha_single_device(
+        splash.MultiHeadMask([splash.CausalMask((padded, padded))] * q_GBTHC.shape[3]),
+        block_sizes=sizes,
+        residual_checkpoint_name="attention",
+        interpret=interpret,
+    )
+    out_NHTC = jax.vmap(kernel)(fold(q_GBTHC * np.asarray(c**-0.5, q_GBTHC.dtype)), fold(k_GBTKC), fold(v_GBTKC))
+    return jnp.swapaxes(out_NHTC, 1, 2)[:, :t].reshape(q_GBTHC.shape)
 
 
 def _by_blocks(

@@ -39,7 +39,7 @@ HYPERS = (
     "seed",
 )
 
-ATTENTION = ("auto", "xla", "blocks", "cudnn")
+ATTENTION = ("auto", "xla", "blocks", "cudnn", "splash")
 
 
 @functools.cache
@@ -138,7 +138,7 @@ class MeshConfig:
 class ComputeConfig:
     """How a step is computed: time and memory. It is the same run either way, but for rounding."""
 
-    attention: str = "auto"  # xla, blocks (CPU), cudnn (GPU); auto: what a probe finds (`engine.attention.choose`)
+    attention: str = "auto"  # xla, blocks (CPU), cudnn (GPU), splash (TPU); auto: what a probe finds (`engine.attention.choose`)
     # What the forward pass keeps of a layer for the backward pass: none (of it is computed twice), dots (the products
     # with weights), full (all is computed twice: only the layer's input is kept), or names of `REMAT_NAMES`, "a,b"
     remat: str = "none"

@@ -205,10 +205,12 @@ def head(params_G: Params) -> jax.Array:
     return params_G["head"] if "head" in params_G else jnp.swapaxes(params_G["embed"], 1, 2)
 
 
-def attention_backend(config: ModelConfig, wanted: str = "auto", dtype: str = "float32") -> str:
-    """The backend of attention that this model gets here."""
+def attention_backend(
+    config: ModelConfig, wanted: str = "auto", dtype: str = "float32", platform: str | None = None
+) -> str:
+    """The backend of attention that this model gets on `platform` (None: here)."""
     assert config.head_dim is not None
-    return choose(wanted, head_dim=config.head_dim, dtype=dtype, biased=config.positions != "rope")
+    return choose(wanted, head_dim=config.head_dim, dtype=dtype, biased=config.positions != "rope", platform=platform)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -30,9 +30,9 @@ class Program(NamedTuple):
     compute: ComputeConfig  # its attention resolved
 
 
-def program(config: TrainConfig) -> Program:
-    """What of `config` the compiled step depends on."""
-    attend = model_lib.attention_backend(config.model, config.compute.attention, config.dtype)
+def program(config: TrainConfig, platform: str | None = None) -> Program:
+    """What of `config` the compiled step depends on, for devices of `platform` (None: this process's)."""
+    attend = model_lib.attention_backend(config.model, config.compute.attention, config.dtype, platform)
     return Program(
         config.model, config.optim.schedule, config.dtype, dataclasses.replace(config.compute, attention=attend)
     )
