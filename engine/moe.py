@@ -16,14 +16,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec as P
 
 from engine import layers
 from engine.architecture import ModelConfig
+from engine.placement import BATCH, per_device
 
 Product = Callable[[jax.Array, jax.Array], jax.Array]  # rows times their experts' matrices
 
@@ -44,13 +47,27 @@ def moe(config: ModelConfig, x_GBTD: jax.Array, p: dict[str, jax.Array]) -> tupl
     """
     x_GSD = x_GBTD.reshape(x_GBTD.shape[0], -1, x_GBTD.shape[-1])
     gates_GSJ, experts_GSJ, routing = route(config, x_GSD, p["router"], p.get("router_bias"))
-    experts_GR = jnp.swapaxes(experts_GSJ, 1, 2).reshape(x_GSD.shape[0], -1)  # first choices first: dropped last
-    out_GRD = _through_experts(config, x_GSD, experts_GR, p)
-    out_GJSD = out_GRD.reshape(x_GSD.shape[0], config.top_k, *x_GSD.shape[1:])
-    y = jnp.einsum("gjsd,gsj->gsd", out_GJSD, gates_GSJ.astype(out_GRD.dtype)).reshape(x_GBTD.shape)
+    # Rows know nothing of each other where none is dropped: each device sorts its own and gathers the experts.
+    matrices = {name: p[name] for name in ("gate", "up", "down") if name in p}
+    tokens, inner, outer = P("trial", BATCH), P("trial", None, None, "tensor"), P("trial", None, "tensor")
+    specs = {name: outer if name == "down" else inner for name in matrices}
+    routed = partial(_routed, config)
+    if not config.capacity_factor:
+        routed = per_device(routed, (tokens, tokens, tokens, specs), tokens, summed="tensor")
+    y = routed(x_GSD, gates_GSJ, experts_GSJ, matrices).reshape(x_GBTD.shape)
     if config.d_shared:
         y = y + layers.feed_forward(x_GBTD, p.get("shared_gate"), p["shared_up"], p["shared_down"])
     return y, routing
+
+
+def _routed(
+    config: ModelConfig, x_GSD: jax.Array, gates_GSJ: jax.Array, experts_GSJ: jax.Array, p: dict[str, jax.Array]
+) -> jax.Array:
+    """Every token's experts' outputs, summed by its gates: [G, S, D]."""
+    experts_GR = jnp.swapaxes(experts_GSJ, 1, 2).reshape(x_GSD.shape[0], -1)  # first choices first: dropped last
+    out_GRD = _through_experts(config, x_GSD, experts_GR, p)
+    out_GJSD = out_GRD.reshape(x_GSD.shape[0], config.top_k, *x_GSD.shape[1:])
+    return jnp.einsum("gjsd,gsj->gsd", out_GJSD, gates_GSJ.astype(out_GRD.dtype))
 
 
 def route(

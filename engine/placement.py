@@ -34,9 +34,26 @@ def tokenwise(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, P("trial", BATCH)) if _divided() else x
 
 
-def per_device(f: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
-    """f of each device's own part, for what the partitioner can't divide (kernels, sorts)."""
-    return jax.shard_map(f, in_specs=in_specs, out_specs=out_specs, check_vma=False) if _divided() else f
+def per_device(
+    f: Callable[..., Any], in_specs: Any, out_specs: Any, *, summed: str | None = None
+) -> Callable[..., Any]:
+    """f of each device's own part, for what the partitioner can't divide (kernels, sorts).
+
+    The specs' first axis is the trials'. summed: a mesh axis whose devices each have one term of the result.
+    """
+    if not _divided():
+        return f
+    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+
+    def whole(spec: P) -> P:
+        """With all axes of one device named: gradients are summed over those that are not, by a collective."""
+        named = {name for entry in spec for name in (entry if isinstance(entry, tuple) else (entry,))}
+        return P(("trial", *(a for a, n in sizes.items() if n == 1 and a not in named)), *spec[1:])
+
+    is_spec = lambda x: isinstance(x, P)  # noqa: E731
+    in_specs, out_specs = (jax.tree.map(whole, specs, is_leaf=is_spec) for specs in (in_specs, out_specs))
+    part = f if summed is None or sizes[summed] == 1 else lambda *args: jax.lax.psum(f(*args), summed)
+    return jax.shard_map(part, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
 def _divided() -> bool:
