@@ -26,7 +26,7 @@ from jax.sharding import PartitionSpec as P
 
 from engine import layers
 from engine.architecture import ModelConfig
-from engine.placement import BATCH, per_device
+from engine.placement import BATCH, gather, per_device
 
 Product = Callable[[jax.Array, jax.Array], jax.Array]  # rows times their experts' matrices
 
@@ -49,15 +49,23 @@ def moe(config: ModelConfig, x_GBTD: jax.Array, p: dict[str, jax.Array]) -> tupl
     gates_GSJ, experts_GSJ, routing = route(config, x_GSD, p["router"], p.get("router_bias"))
     # Rows know nothing of each other where none is dropped: each device sorts its own and gathers the experts.
     matrices = {name: p[name] for name in ("gate", "up", "down") if name in p}
-    tokens, inner, outer = P("trial", BATCH), P("trial", None, None, "tensor"), P("trial", None, "tensor")
-    specs = {name: outer if name == "down" else inner for name in matrices}
+    tokens, inner = P("trial", BATCH), P("trial", "expert", "fsdp", "tensor")
+    specs = {name: P("trial", "expert", "tensor", "fsdp") if name == "down" else inner for name in matrices}
     routed = partial(_routed, config)
     if not config.capacity_factor:
-        routed = per_device(routed, (tokens, tokens, tokens, specs), tokens, summed="tensor")
+        routed = per_device(partial(_gathered, config), (tokens, tokens, tokens, specs), tokens, summed="tensor")
     y = routed(x_GSD, gates_GSJ, experts_GSJ, matrices).reshape(x_GBTD.shape)
     if config.d_shared:
         y = y + layers.feed_forward(x_GBTD, p.get("shared_gate"), p["shared_up"], p["shared_down"])
     return y, routing
+
+
+def _gathered(
+    config: ModelConfig, x_GSD: jax.Array, gates_GSJ: jax.Array, experts_GSJ: jax.Array, p: dict[str, jax.Array]
+) -> jax.Array:
+    """`_routed` of a device's tokens with every device's experts. A gather's gradient is a reduce-scatter."""
+    whole = {name: gather(w, expert=1, fsdp=3 if name == "down" else 2) for name, w in p.items()}
+    return _routed(config, x_GSD, gates_GSJ, experts_GSJ, whole)
 
 
 def _routed(

@@ -56,6 +56,15 @@ def per_device(
     return jax.shard_map(part, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
+def gather(x: jax.Array, **dims: int) -> jax.Array:
+    """Within `per_device`: x whole along the dimensions that mesh axes divide, as {axis: dimension}."""
+    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+    for axis, dim in dims.items():
+        if sizes.get(axis, 1) > 1:
+            x = jax.lax.all_gather(x, axis, axis=dim, tiled=True)
+    return x
+
+
 def _divided() -> bool:
     mesh = jax.sharding.get_abstract_mesh()
     return not mesh.empty and mesh.size > 1
