@@ -48,7 +48,8 @@ def collectives(text: str, n_devices: int) -> list[Collective]:
                 kind = "reduce-scatter"
             group = _group(line, n_devices)
             if group > 1:
-                found.append(Collective(kind, _bytes(line, opcode), times[name], group))
+                inputs = group if opcode.startswith("reduce-scatter") else 1
+                found.append(Collective(kind, _bytes(line, opcode) * inputs, times[name], group))
     return found
 
 

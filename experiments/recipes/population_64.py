@@ -1,0 +1,27 @@
+"""64 trials in one program: Step Law's smallest shape (N 215M), 8 learning rates by 8 budgets; for pods.
+
+All trials read the same batches, so that a slice of 64 chips trains each on a chip of its own, without a message.
+Rotary positions, as in `steplaw_1b`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from engine import sizes
+from engine.config import ComputeConfig, DataConfig, OptimConfig, TrainConfig
+from experiments.grid import axis, ladder, prod, trials
+
+
+def grid() -> list[TrainConfig]:
+    base = TrainConfig(
+        recipe="population_64",
+        model=dataclasses.replace(sizes.steplaw_shapes()["215M"], positions="rope"),
+        optim=OptimConfig(warmup_steps=500),
+        data=DataConfig(tokenizer="bpe-65536", seq_len=2048),
+        compute=ComputeConfig(remat="full", micro_batch=8),
+        batch_size=64,
+        dtype="bfloat16",
+    )
+    budgets = [2.0**k * 5e8 for k in range(8)]
+    return trials(base, prod(axis("optim.lr", ladder(2.0**-11, 2.0**-7.5, 2)), axis("tokens", budgets)))
