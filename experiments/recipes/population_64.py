@@ -12,6 +12,8 @@ from engine import sizes
 from engine.config import ComputeConfig, DataConfig, OptimConfig, TrainConfig
 from experiments.grid import axis, ladder, prod, trials
 
+BUDGETS = [5e8 * 2.0 ** (k / 2) for k in range(8)]  # 0.5B to 5.7B
+
 
 def grid() -> list[TrainConfig]:
     base = TrainConfig(
@@ -21,7 +23,7 @@ def grid() -> list[TrainConfig]:
         data=DataConfig(tokenizer="bpe-65536", seq_len=2048),
         compute=ComputeConfig(remat="full", micro_batch=8),
         batch_size=64,
+        tokens=BUDGETS[0],
         dtype="bfloat16",
     )
-    budgets = [2.0**k * 5e8 for k in range(8)]
-    return trials(base, prod(axis("optim.lr", ladder(2.0**-11, 2.0**-7.5, 2)), axis("tokens", budgets)))
+    return trials(base, prod(axis("optim.lr", ladder(2.0**-11, 2.0**-7.5, 2**0.5)), axis("tokens", BUDGETS)))
