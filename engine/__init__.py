@@ -4,6 +4,7 @@ from engine.config import ComputeConfig, DataConfig, MeshConfig, ModelConfig, Op
 from engine.errors import InputError
 from engine.loop import Progress, Result, check, train, train_population
 from engine.model import init, logits
+from engine.sample import generate
 
 __all__ = [
     "ComputeConfig",
@@ -16,6 +17,7 @@ __all__ = [
     "Result",
     "TrainConfig",
     "check",
+    "generate",
     "init",
     "logits",
     "train",
