@@ -6,6 +6,7 @@ from engine.errors import InputError
 from engine.loop import Progress, Result, check, train, train_population
 from engine.model import init, logits
 from engine.sample import generate
+from engine.trained import Trained, load
 
 __all__ = [
     "ComputeConfig",
@@ -17,10 +18,12 @@ __all__ = [
     "Progress",
     "Result",
     "TrainConfig",
+    "Trained",
     "check",
     "generate",
     "hf",
     "init",
+    "load",
     "logits",
     "train",
     "train_population",
