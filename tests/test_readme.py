@@ -11,9 +11,8 @@ import pytest
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
-
-
-SHORTER = {"train dense_1m": " --set tokens=3e5 --set data.tokenizer=bytes --set model.d_model=40"}  # of minutes
+# What would train for minutes, with less of it.
+SHORTER = {"train dense_1m": " --set tokens=3e5 --set data.tokenizer=bytes --set model.d_model=40"}
 
 
 def commands():
