@@ -27,7 +27,8 @@ KEEP = 2  # steps kept: the newest, and one to fall back on
 
 @dataclass(frozen=True)
 class Saved:
-    """What a checkpoint holds. `meta` is JSON: `trials` (run ids), `configs`, `elapsed_s`."""
+    """What a checkpoint holds. `meta` is JSON: `trials` (run ids), `configs`, `tokenizer` (as JSON; null where tokens
+    are no text), `lanes`, `elapsed_s`."""
 
     step: int
     state: Any
@@ -72,49 +73,57 @@ class Checkpoints:
         state: pytree of ShapeDtypeStruct with shardings (any mesh). trials: run ids, which must be the saved ones.
         Raises InputError when the folder holds another population, or steps but no good one.
         """
+        saved = self._newest(state, trials)
+        if saved is not None:
+            for damaged in [s for s in self._manager.all_steps() if s > saved.step]:
+                shutil.rmtree(self.folder / str(damaged), ignore_errors=True)
+            self._manager.reload()
+        return saved
+
+    def read(self) -> Saved | None:
+        """As `restore`, for whatever trials and optimizer: state as nested dicts of numpy arrays, named as on disk."""
+        return self._newest(None, None)
+
+    def _newest(self, state: Any, trials: list[str] | None) -> Saved | None:
         bad: list[str] = []
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                saved = self._read(step, state, trials)
+                return self._read(step, state, trials)
             except InputError:
                 raise
             except Exception as error:
                 # Orbax and TensorStore raise whatever a damaged file leads them to; each means: not this step.
                 bad.append(f"step {step}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
                 log.warning("checkpoint of %s is damaged (%s); trying the one before", self.folder, bad[-1])
-                continue
-            for damaged in [s for s in self._manager.all_steps() if s > step]:
-                shutil.rmtree(self.folder / str(damaged), ignore_errors=True)
-            self._manager.reload()
-            return saved
         if bad:
             raise InputError(
                 f"no good checkpoint in {self.folder} ({'; '.join(bad)}); delete that folder to start this run anew"
             )
         return None
 
-    def _read(self, step: int, state: Any, trials: list[str]) -> Saved:
+    def _read(self, step: int, state: Any, trials: list[str] | None) -> Saved:
         args = self._ocp.args
         meta = self._manager.restore(step, args=args.Composite(meta=args.JsonRestore()))["meta"]
         if meta != _signed({k: v for k, v in meta.items() if k != "digest"}):
             raise ValueError("its meta data differs from its digest")
-        if meta["trials"] != trials:
+        if trials is not None and meta["trials"] != trials:
             raise InputError(
                 f"{self.folder} holds a checkpoint of other trials ({meta['trials'][0]} and so on, not {trials[0]}); "
                 "name another folder"
             )
-        history = {
-            name: jax.ShapeDtypeStruct(tuple(shape), dtype)
-            for name, (shape, dtype, _) in sorted(meta["leaves"].items())
-            if name.startswith("history/")
-        }
-        target = {"state": state, "history": {k.removeprefix("history/"): v for k, v in history.items()}}
+        shapes = _nested(
+            {name: jax.ShapeDtypeStruct(tuple(shape), dtype) for name, (shape, dtype, _) in meta["leaves"].items()}
+        )
+        target = {"state": shapes["state"] if state is None else state, "history": shapes.get("history", {})}
         arrays = self._manager.restore(step, args=args.Composite(arrays=args.StandardRestore(_as_dict(target))))[
             "arrays"
         ]
         for name, leaf in _leaves(arrays).items():
             if list(_describe(np.asarray(leaf))) != list(meta["leaves"].get(name, ())):
                 raise ValueError(f"{name} differs from its digest")
+        if state is None:
+            state = jax.tree.map(np.asarray, arrays["state"])
+            return Saved(step, state, jax.tree.map(np.asarray, arrays["history"]), meta)
         treedef = jax.tree.structure(state)
         flat = list(_leaves({"state": arrays["state"]}).values())
         history_values = {k: np.asarray(v) for k, v in arrays["history"].items()}
@@ -131,6 +140,18 @@ def _leaves(tree: Any) -> dict[str, Any]:
     """Leaves by path, 'state/params/embed', in tree order."""
     pairs = jax.tree_util.tree_flatten_with_path(_as_dict(tree))[0]
     return {"/".join(str(getattr(k, "key", k)) for k in path): leaf for path, leaf in pairs}
+
+
+def _nested(leaves: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `_leaves`, but for the order of leaves."""
+    tree: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        *path, last = name.split("/")
+        node = tree
+        for key in path:
+            node = node.setdefault(key, {})
+        node[last] = leaf
+    return tree
 
 
 def _as_dict(tree: Any) -> Any:

@@ -81,6 +81,7 @@ def train_population(
     started = time.monotonic()
     job = _prepare(config, hypers)
     history = _History(job.steps, len(job.trials))
+    tokenizer = None if job.corpus.tokenizer is None else job.corpus.tokenizer.to_json()
     with checkpoint.Checkpoints(folder) if folder is not None else nullcontext() as store:
         state, elapsed, job = _start(job, store, history)
 
@@ -88,6 +89,7 @@ def train_population(
             if store is not None:
                 meta = {
                     **job.identity(),
+                    "tokenizer": tokenizer,
                     "lanes": job.config.compute.lanes,
                     "elapsed_s": elapsed + time.monotonic() - started,
                 }

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import config as config_lib
+from engine.trained import MODEL
 from experiments import compile_cache, progress, recipes, runner, show, store
 from experiments import plan as plan_lib
 from experiments.commands.sweep_run import interrupted
@@ -18,8 +19,6 @@ from experiments.store import Row
 
 if TYPE_CHECKING:
     from engine import Progress
-
-MODEL = "model"  # in the results folder: the trained model's checkpoint, kept
 
 
 def parser() -> Parser:
