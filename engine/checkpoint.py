@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,16 +37,23 @@ class Saved:
 
 
 class Checkpoints:
-    """The checkpoints of one population, in one folder. Saves are asynchronous; leaving the `with` block waits."""
+    """The checkpoints of one population, in one folder. Saves are asynchronous; leaving the `with` block waits.
 
-    def __init__(self, folder: str | Path):
+    read_only: nothing is saved, made or removed.
+    """
+
+    def __init__(self, folder: str | Path, *, read_only: bool = False):
         import orbax.checkpoint as ocp
 
         self.folder = Path(folder).absolute()
         self._ocp = ocp
-        options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, enable_async_checkpointing=True)
+        self._read_only = read_only
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=None if read_only else KEEP, enable_async_checkpointing=True, read_only=read_only
+        )
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            if not read_only:
+                self.folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         except OSError as error:
             raise InputError(
@@ -66,16 +74,16 @@ class Checkpoints:
             args=args.Composite(arrays=args.StandardSave(_as_dict(arrays)), meta=args.JsonSave(_signed(meta))),
         )
 
-    def restore(self, state: Any, *, trials: list[str]) -> Saved | None:
+    def restore(self, state: Any, *, check: Callable[[int, dict[str, Any]], None]) -> Saved | None:
         """The newest good step, or None when there is none at all.
 
-        state: pytree of ShapeDtypeStruct with shardings (any mesh). trials: run ids, which must be the saved ones.
-        Raises InputError when the folder holds another population, or steps but no good one.
+        state: pytree of ShapeDtypeStruct with shardings (any mesh). check: given step and meta, raises InputError when
+        this is not the population that is wanted (`of_trials`). Raises InputError also for steps but no good one.
         """
         bad: list[str] = []
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                saved = self._read(step, state, trials)
+                saved = self._read(step, state, check)
             except InputError:
                 raise
             except Exception as error:
@@ -83,9 +91,10 @@ class Checkpoints:
                 bad.append(f"step {step}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
                 log.warning("checkpoint of %s is damaged (%s); trying the one before", self.folder, bad[-1])
                 continue
-            for damaged in [s for s in self._manager.all_steps() if s > step]:
-                shutil.rmtree(self.folder / str(damaged), ignore_errors=True)
-            self._manager.reload()
+            if not self._read_only:
+                for damaged in [s for s in self._manager.all_steps() if s > step]:
+                    shutil.rmtree(self.folder / str(damaged), ignore_errors=True)
+                self._manager.reload()
             return saved
         if bad:
             raise InputError(
@@ -93,16 +102,24 @@ class Checkpoints:
             )
         return None
 
-    def _read(self, step: int, state: Any, trials: list[str]) -> Saved:
+    def of_trials(self, run_ids: list[str]) -> Callable[[int, dict[str, Any]], None]:
+        """A check that the saved trials are these."""
+
+        def check(_: int, meta: dict[str, Any]) -> None:
+            if meta["trials"] != run_ids:
+                raise InputError(
+                    f"{self.folder} holds a checkpoint of other trials ({meta['trials'][0]} and so on, not "
+                    f"{run_ids[0]}); name another folder"
+                )
+
+        return check
+
+    def _read(self, step: int, state: Any, check: Callable[[int, dict[str, Any]], None]) -> Saved:
         args = self._ocp.args
         meta = self._manager.restore(step, args=args.Composite(meta=args.JsonRestore()))["meta"]
         if meta != _signed({k: v for k, v in meta.items() if k != "digest"}):
             raise ValueError("its meta data differs from its digest")
-        if meta["trials"] != trials:
-            raise InputError(
-                f"{self.folder} holds a checkpoint of other trials ({meta['trials'][0]} and so on, not {trials[0]}); "
-                "name another folder"
-            )
+        check(step, meta)
         history = {
             name: jax.ShapeDtypeStruct(tuple(shape), dtype)
             for name, (shape, dtype, _) in sorted(meta["leaves"].items())

@@ -19,6 +19,7 @@ def run(trials, n_steps=STEPS, order=None):
     c = trials[0]
     state = step.init_state(
         c.model,
+        optim.method(c.optim),
         jnp.asarray([t.seed for t in trials], jnp.uint32),
         jnp.asarray([t.init_std for t in trials], jnp.float32),
         hyper,
