@@ -49,7 +49,7 @@ class Checkpoints:
         self._ocp = ocp
         self._read_only = read_only
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=None if read_only else KEEP, enable_async_checkpointing=True, read_only=read_only
+            max_to_keep=None if read_only else KEEP, create=not read_only, enable_async_checkpointing=True
         )
         try:
             if not read_only:
