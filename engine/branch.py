@@ -32,12 +32,30 @@ def trunk(folder: str | Path, target: Any, trials: Sequence[TrainConfig]) -> che
     target: as in `Checkpoints.restore`. Raises InputError where there is none, where a trial differs from its trunk in
     more than `FREE`, or where the trunk's learning rates so far are not those of the trial.
     """
-    require(Path(folder).is_dir(), f"there is no folder {folder} to branch from; name one that a run was saved to")
-    with checkpoint.Checkpoints(folder, read_only=True) as store:
+    with _opened(folder) as store:
         saved = store.restore(target, check=lambda step, meta: _check(folder, step, meta, trials))
     if saved is None:
-        raise InputError(f"there is no checkpoint in {folder} to branch from; name a folder that a run was saved to")
+        raise _nothing(folder)
     return saved
+
+
+def check(folder: str | Path, trials: Sequence[TrainConfig]) -> None:
+    """Raises the InputError that `trunk` would, before anything is begun."""
+    with _opened(folder) as store:
+        newest = store.newest()
+    if newest is None:
+        raise _nothing(folder)
+    _check(folder, *newest, trials)
+
+
+def _opened(folder: str | Path) -> checkpoint.Checkpoints:
+    if not Path(folder).is_dir():
+        raise _nothing(folder)
+    return checkpoint.Checkpoints(folder, read_only=True)
+
+
+def _nothing(folder: str | Path) -> InputError:
+    return InputError(f"there is no checkpoint in {folder} to branch from; name a folder that a run was saved to")
 
 
 def _check(folder: str | Path, step: int, meta: dict[str, Any], trials: Sequence[TrainConfig]) -> None:

@@ -102,6 +102,15 @@ class Checkpoints:
             )
         return None
 
+    def newest(self) -> tuple[int, dict[str, Any]] | None:
+        """Step and meta of the newest whose meta is good; None when there is none."""
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                return step, self._meta(step)
+            except Exception:  # as in `restore`
+                continue
+        return None
+
     def of_trials(self, run_ids: list[str]) -> Callable[[int, dict[str, Any]], None]:
         """A check that the saved trials are these."""
 
@@ -116,9 +125,7 @@ class Checkpoints:
 
     def _read(self, step: int, state: Any, check: Callable[[int, dict[str, Any]], None]) -> Saved:
         args = self._ocp.args
-        meta = self._manager.restore(step, args=args.Composite(meta=args.JsonRestore()))["meta"]
-        if meta != _signed({k: v for k, v in meta.items() if k != "digest"}):
-            raise ValueError("its meta data differs from its digest")
+        meta = self._meta(step)
         check(step, meta)
         history = {
             name: jax.ShapeDtypeStruct(tuple(shape), dtype)
@@ -136,6 +143,13 @@ class Checkpoints:
         flat = list(_leaves({"state": arrays["state"]}).values())
         history_values = {k: np.asarray(v) for k, v in arrays["history"].items()}
         return Saved(step, jax.tree.unflatten(treedef, flat), history_values, meta)
+
+    def _meta(self, step: int) -> dict[str, Any]:
+        args = self._ocp.args
+        meta = self._manager.restore(step, args=args.Composite(meta=args.JsonRestore()))["meta"]
+        if meta != _signed({k: v for k, v in meta.items() if k != "digest"}):
+            raise ValueError("its meta data differs from its digest")
+        return meta
 
     def __enter__(self) -> Checkpoints:
         return self

@@ -12,7 +12,6 @@ from engine import config as config_lib
 from experiments import compile_cache, progress, recipes, runner, show, store
 from experiments import plan as plan_lib
 from experiments.commands.sweep_run import interrupted
-from experiments.errors import InputError
 from experiments.options import Parser, settings
 from experiments.plan import Chunk
 from experiments.store import Row
@@ -57,6 +56,10 @@ def run(args: argparse.Namespace) -> int:
     trunk = _trunk(args.branch_from)
     if args.out:
         store.existing(args.out)  # refuses a folder of something else before anything is built
+    if trunk is not None and not (args.out and (Path(args.out) / MODEL).is_dir()):
+        from engine import branch
+
+        branch.check(trunk, plan.trials)
     compile_cache.use()
     with tempfile.TemporaryDirectory() as scratch:
         with progress.watcher(quiet=args.json) as watcher:
@@ -77,8 +80,6 @@ def _trunk(folder: str | None) -> Path | None:
     """The checkpoints in a results folder of `train`, or in a folder of checkpoints itself."""
     if folder is None:
         return None
-    if not Path(folder).is_dir():
-        raise InputError(f"--branch-from is {folder!r}, which is no folder; name one that train --out wrote")
     inside = Path(folder) / MODEL
     return inside if inside.is_dir() else Path(folder)
 

@@ -87,7 +87,7 @@ def test_what_is_not_a_branch_is_refused(steps, schedule, changes, message, tiny
 def test_another_number_of_trials_or_nothing_there_is_refused(tiny, trunk, tmp_path):
     with pytest.raises(InputError, match="holds 2 trials, so 1 cannot branch from it"):
         engine.train(wsd(tiny, 20), branch_from=trunk)
-    with pytest.raises(InputError, match=r"there is no folder .*gone"):
+    with pytest.raises(InputError, match=r"there is no checkpoint in .*gone"):
         engine.train(wsd(tiny, 20), branch_from=tmp_path / "gone")
     with pytest.raises(InputError, match="there is no checkpoint in"):
         engine.train(wsd(tiny, 20), branch_from=tmp_path)
