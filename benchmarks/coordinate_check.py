@@ -1,12 +1,12 @@
-"""Does a coordinate move as far in a wide model as in a narrow one? (Tensor Programs V, appendix D.1.)
+"""Does a coordinate move as far in a wide model as in a narrow one? (Tensor Programs V.)
 
     python -m benchmarks.coordinate_check [adamw muon lion adafactor] > benchmarks/coordinate_check.md
 
 STEPS optimizer steps on one batch at each width, with and without `optim.parametrization=mup`. After them: the root
 mean square of how far the entries of the embedding, of the residual stream behind each block, and of the logits have
 moved from where they started; and its slope over width, log to log. Mup should make it zero. Of the logits' move one
-part is the head's initial values seeing another stream; by mup's design it dies out with width, as m^-1/2. The last
-column is the other part, of what the head has learned.
+part is the head's initial values seeing another stream, which mup lets die out with width, as m^-1/2; the last column
+is the other part, by what the head itself has moved.
 """
 
 from __future__ import annotations
