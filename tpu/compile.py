@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from engine import config as config_lib
-from engine import population, sizes, step
 from engine import mesh as mesh_lib
 from engine import model as model_lib
+from engine import population, sizes, step
 from engine.config import MeshConfig, TrainConfig
 from engine.errors import InputError
 from tpu import hlo
@@ -75,10 +75,11 @@ def compile_step(trials: Sequence[TrainConfig], where: Slice) -> Report:
         config.mesh, n_trials=n, batch_size=config.compute.micro_batch or config.batch_size, devices=devices(where)
     )
     chips = mesh.size // where.chip.devices or 1
-    shardings = mesh_lib.state_sharding(mesh, config.model)
+    program = step.program(config, "tpu")
+    shardings = mesh_lib.state_sharding(mesh, config.model, program.method)
     hyper = population.stack_hypers(trials)
     seeds, stds = np.zeros(n, np.uint32), np.ones(n, np.float32)
-    shapes = jax.eval_shape(partial(step.init_state, config.model), seeds, stds, hyper)
+    shapes = jax.eval_shape(partial(step.init_state, config.model, program.method), seeds, stds, hyper)
     state = jax.tree.map(lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, shardings)
     a_step = (1, config.batch_size, config.data.seq_len + 1)
     arguments = (
@@ -87,10 +88,11 @@ def compile_step(trials: Sequence[TrainConfig], where: Slice) -> Report:
         jax.ShapeDtypeStruct((), np.int32, sharding=mesh_lib.replicated(mesh)),
         jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=mesh_lib.trial_sharding(mesh)), hyper),
     )
-    program = step.program(config, "tpu")
     started = time.monotonic()
     lowered = population.compiled_train_steps(program, mesh).lower(*arguments)
-    kept = [d * _bytes_of(part) for d, part in ((where.chip.devices, state.params), (where.chip.devices, state.moments))]
+    kept = [
+        d * _bytes_of(part) for d, part in ((where.chip.devices, state.params), (where.chip.devices, state.moments))
+    ]
     divided = math.prod(size for axis, size in mesh.shape.items() if axis != "tensor")
     activations = where.chip.devices * _activations(program, config, shapes.params) // divided
     try:
@@ -111,9 +113,7 @@ def compile_step(trials: Sequence[TrainConfig], where: Slice) -> Report:
     )  # fmt: skip
     flops = float((compiled.cost_analysis() or {}).get("flops", 0.0))
     spent = time.monotonic() - started
-    return Report(
-        config, n, where, chips, True, memory, collectives, hlo.custom_calls(text), line, flops, spent, ""
-    )
+    return Report(config, n, where, chips, True, memory, collectives, hlo.custom_calls(text), line, flops, spent, "")
 
 
 def resolved(trials: Sequence[TrainConfig], where: Slice) -> TrainConfig:

@@ -107,7 +107,7 @@ def _opcode(line: str) -> str:
 
 
 def _bytes(line: str, opcode: str) -> int:
-    result, _, rest = line.partition(" = ")[2].partition(f" {opcode}(")
+    result, _, _rest = line.partition(" = ")[2].partition(f" {opcode}(")
     sizes = [_shape_bytes(m[1], m[2]) for m in _SHAPE.finditer(result)]
     return max(sizes) if opcode.endswith("-start") else sum(sizes)
 

@@ -68,7 +68,7 @@ def roofline(
     temporary_bytes: float,
     collectives: Sequence[Collective],
 ) -> Roofline:
-    """Of one step. chips: those that the mesh uses; state_bytes, temporary_bytes: of a chip; collectives: a device's."""
+    """Of one step. chips: those that the mesh uses; state_bytes, temporary_bytes: a chip's; collectives: a device's."""
     chip = where.chip
     return Roofline(
         arithmetic_s=executed_flops(config, n_trials) / (chips * chip.flops),
