@@ -22,8 +22,8 @@ _ENDING = 5.0  # seconds that the end of a killed program may take
 
 @dataclass(frozen=True)
 class Seen:
-    """code: the exit status, negative or 128 more for a signal's number. ended: (status, reason) where it was ended from
-    here. started: whether the program itself began. crowded: whether it was at its limit of processes."""
+    """code: the exit status, negative or 128 more for a signal's number. ended: (status, reason) where it was ended
+    from here. started: whether the program itself began. crowded: whether it was at its limit of processes."""
 
     code: int
     stdout: bytes

@@ -45,7 +45,7 @@ def probe() -> Isolation:
     """Runs `true` behind the walls, once a process, and says what held."""
     if not sys.platform.startswith("linux"):
         return Isolation(f"programs are isolated by Linux namespaces, and this is {platform.system()}")
-    tools = ["bwrap", "prlimit", "choom", *(["setpriv"] if os.geteuid() == 0 else [])]
+    tools = ["bwrap", "prlimit", "choom", *(["setpriv"] if _root() else [])]
     if missing := [name for name in tools if shutil.which(name) is None]:
         package = "bubblewrap" if "bwrap" in missing else "util-linux"
         return Isolation(f"{missing[0]} is not installed here (install the package {package})")
@@ -88,14 +88,33 @@ def in_memory(content: bytes, name: str) -> int:
 def lowered() -> list[str]:
     """Words before a command: first to die where memory runs out, and not root."""
     words = [_path("choom"), "-n", "1000", "--"]
-    if os.geteuid() == 0:
+    if _root():
         words += [_path("setpriv"), f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
     return words
 
 
+def _root() -> bool:
+    """Whether this process is root and can become `nobody` (the root of some containers knows no one else)."""
+    if os.geteuid() != 0:
+        return False
+    with open("/proc/self/uid_map") as file:
+        spans = [[int(word) for word in line.split()] for line in file]
+    return any(first <= NOBODY < first + count for first, _, count in spans)
+
+
 def walls(disk: int, filter: int | None) -> list[str]:
     """bubblewrap's words up to `--`. disk: bytes of FOLDER; filter: the fd of the system-call filter, None without."""
-    words = [_path("bwrap"), "--unshare-all", "--unshare-user", "--uid", "1000", "--gid", "1000", "--hostname", "sandbox"]
+    words = [
+        _path("bwrap"),
+        "--unshare-all",
+        "--unshare-user",
+        "--uid",
+        "1000",
+        "--gid",
+        "1000",
+        "--hostname",
+        "sandbox",
+    ]
     words += ["--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv"]
     for name, value in ENVIRONMENT.items():
         words += ["--setenv", name, value]
@@ -119,7 +138,9 @@ def _path(tool: str) -> str:
     return shutil.which(tool) or tool
 
 
-def limited(command: Sequence[str], *, processes: int | None, cpu: int, memory: int, file: int, files: int) -> list[str]:
+def limited(
+    command: Sequence[str], *, processes: int | None, cpu: int, memory: int, file: int, files: int
+) -> list[str]:
     """The words that run `command` under the kernel's limits (setrlimit(2)); processes: None for no such limit."""
     limits = [f"--cpu={cpu}", f"--data={memory}", f"--fsize={file}", f"--nofile={files}"]
     limits += ["--core=0", f"--stack={8 << 20}:{64 << 20}", "--memlock=0", "--rtprio=0"]

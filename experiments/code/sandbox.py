@@ -72,7 +72,7 @@ def run(
     *,
     language: str = "python",
     stdin: str = "",
-    limits: Limits = Limits(),  # noqa: B008 (frozen)
+    limits: Limits = Limits(),
     throwaway_vm: bool = False,
 ) -> Outcome:
     """What became of `program`, given `stdin`. Raises InputError for a language that is not there, and where programs
@@ -92,7 +92,7 @@ def run(
 def run_many(
     programs: Sequence[Program],
     *,
-    limits: Limits = Limits(),  # noqa: B008 (frozen)
+    limits: Limits = Limits(),
     workers: int | None = None,
     throwaway_vm: bool = False,
 ) -> list[Outcome]:
@@ -110,9 +110,7 @@ def run_many(
 
 
 def _one(program: Program, limits: Limits, throwaway_vm: bool) -> Outcome:
-    return run(
-        program.source, language=program.language, stdin=program.stdin, limits=limits, throwaway_vm=throwaway_vm
-    )
+    return run(program.source, language=program.language, stdin=program.stdin, limits=limits, throwaway_vm=throwaway_vm)
 
 
 def require(throwaway_vm: bool = False) -> bool:
@@ -211,6 +209,6 @@ def _limited(command: Sequence[str], limits: Limits, processes: int | None) -> l
 def _popen(words: Sequence[str], stdin: int, **options: object) -> subprocess.Popen[bytes]:
     """Started in a session of its own, with nothing of this process's environment."""
     options = {"env": {}, **options}
-    return subprocess.Popen(  # type: ignore[call-overload, no-any-return]
+    return subprocess.Popen(  # type: ignore[call-overload]
         list(words), stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, **options
     )

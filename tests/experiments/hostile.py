@@ -113,7 +113,7 @@ PROGRAMS = [
     ),
     Hostile("a number with a billion digits", "x = 7\nwhile True: x *= x", (*ENDLESS, "failed", "memory"), bare="held"),
     # --- disk ---------------------------------------------------------------------------------------------------------
-    Hostile("one large file", "with open('f', 'wb') as f:\n    while True: f.write(bytes(1 << 20))", ("failed", "files"),
+    Hostile("one large file", "f = open('f', 'wb')\nwhile True: f.write(bytes(1 << 20))", ("failed", "files"),
             bare="held"),
     Hostile(
         "many large files",
@@ -125,7 +125,8 @@ PROGRAMS = [
     Hostile("many links", "import os, itertools\nfor k in itertools.count(): os.symlink('x', f'l{k}')", ("files",)),
     Hostile("a file of a tebibyte, sparse", "open('f', 'wb').truncate(1 << 40); print('ESCAPED')", ("failed", "files"),
             bare="held"),
-    Hostile("fills shared memory", "while True:\n    for k in range(9): open(f'/dev/shm/{k}', 'ab').write(bytes(1<<20))"),
+    Hostile("fills shared memory",
+            "while True:\n    for k in '1234567': open('/dev/shm/' + k, 'ab').write(bytes(1 << 20))"),
     Hostile("many files open", "held = [open('/dev/null') for _ in range(10**5)]; print('ESCAPED')", bare="held"),
     Hostile("folders within folders", "import os\nwhile True: os.mkdir('d'); os.chdir('d')", ("files", "failed")),
     Hostile("writes beside the system", "open('/file', 'w'); print('ESCAPED')"),
@@ -165,7 +166,7 @@ PROGRAMS = [
         bare="held",
     ),
     Hostile("through the number of an open file", "import os; os.read(FD, 9); print('ESCAPED')", bare="held"),
-    Hostile("writes to its input", "open('/proc/self/fd/0', 'r+b').write(b'x' * 9); print('ESCAPED')", bare="held"),
+    Hostile("writes to its input", "open('/proc/self/fd/0', 'r+b', 0).write(b'x' * 9); print('ESCAPED')", bare="held"),
     Hostile(
         "reads other processes' environment",
         "import glob\nseen = b''\nfor f in glob.glob('/proc/[0-9]*/environ'):\n    try: seen += open(f, 'rb').read()\n"
@@ -173,9 +174,8 @@ PROGRAMS = [
     ),
     Hostile("opens by handle", _SYSCALL + "call(303, -100, b'/usr', ctypes.create_string_buffer(200),"
             " ctypes.create_string_buffer(8), 0); print('ESCAPED')"),
-    Hostile("reads the disk", "import glob\nfor d in glob.glob('/dev/[svn][dv]*'): print('ESCAPED')\nopen('/dev/vda')"),
-    Hostile("makes a device", "import os, stat; os.mknod('d', 0o600 | stat.S_IFBLK, os.makedev(8, 0)); print('ESCAPED')",
-            bare="held"),
+    Hostile("reads the disk", "import glob\nif glob.glob('/dev/[svn][dv]*'): print('ESCAPED')\nopen('/dev/vda')"),
+    Hostile("makes a device", "import os; os.mknod('d', 0o60600, os.makedev(8, 0)); print('ESCAPED')", bare="held"),
     # --- privilege ----------------------------------------------------------------------------------------------------
     Hostile("makes a namespace of its own", _SYSCALL + "call(272, 0x10000000); print('ESCAPED')"),
     Hostile("makes one by cloning", _SYSCALL + "call(56, 0x10020011, 0, 0, 0, 0); print('ESCAPED')"),
@@ -184,17 +184,17 @@ PROGRAMS = [
     Hostile("becomes root", "import os; os.setuid(0); print('ESCAPED')", bare="held"),
     Hostile(
         "through a program that root lends",
-        "import subprocess\nfor words in (['su', '-c', 'id -u'], ['sudo', '-n', 'id', '-u'], ['mount', '-t', 'tmpfs', 'x',"
-        " '/tmp']):\n    try: found = subprocess.run(words, capture_output=True, text=True, stdin=-3)\n"
+        "import subprocess\nfor line in ('su -c id', 'sudo -n id', 'mount -t tmpfs x /tmp'):\n"
+        "    try: found = subprocess.run(line.split(), capture_output=True, stdin=-3)\n"
         "    except OSError: continue\n    if found.returncode == 0: print('ESCAPED')\nraise SystemExit('none helped')",
     ),
     Hostile("raises its limits", "import resource as r; r.setrlimit(r.RLIMIT_DATA, (-1, -1)); print('ESCAPED')",
             bare="held"),
-    Hostile("escapes the end of memory", "open('/proc/self/oom_score_adj', 'w').write('-1000'); print('ESCAPED')",
+    Hostile("escapes the end of memory", "open('/proc/self/oom_score_adj', 'wb', 0).write(b'-1000'); print('ESCAPED')",
             bare="held"),
-    Hostile("names the host's crash handler", "open('/proc/sys/kernel/core_pattern', 'w').write('|/tmp/x')\n"
+    Hostile("names the host's crash handler", "open('/proc/sys/kernel/core_pattern', 'wb', 0).write(b'|/tmp/x')\n"
             "print('ESCAPED')", bare="held"),
-    Hostile("presses the host's emergency key", "open('/proc/sysrq-trigger', 'w').write('h'); print('ESCAPED')",
+    Hostile("presses the host's emergency key", "open('/proc/sysrq-trigger', 'wb', 0).write(b'h'); print('ESCAPED')",
             bare="held"),
     Hostile("types into the terminal", "import fcntl, os; fcntl.ioctl(os.open('/dev/tty', 2), 0x5412, b'x')\n"
             "print('ESCAPED')"),
@@ -210,8 +210,8 @@ PROGRAMS = [
     Hostile("calls the host", "import socket; socket.create_connection(('127.0.0.1', PORT), 2); print('ESCAPED')",
             bare="escapes"),
     Hostile("calls the world", "import socket; socket.create_connection(('1.1.1.1', 53), 2); print('ESCAPED')"),
-    Hostile("sends a datagram", "import socket; socket.socket(2, 2).sendto(b'x', ('127.0.0.1', PORT))\nprint('ESCAPED')",
-            bare="escapes"),
+    Hostile("sends a datagram", "import socket; socket.socket(2, 2).sendto(b'x', ('127.0.0.1', PORT))\n"
+            "print('ESCAPED')", bare="escapes"),
     Hostile("asks for a name", "import socket; socket.getaddrinfo('example.org', 80); print('ESCAPED')"),
     Hostile("calls the machine's host", "import socket; socket.socket(40, 1).connect((2, 1024)); print('ESCAPED')"),
     Hostile("asks the kernel about the network", "import socket; socket.socket(16, 3, 0); print('ESCAPED')"),

@@ -211,7 +211,7 @@ def test_nothing_is_left_of_a_run():
 def test_bad_input_is_named():
     with pytest.raises(InputError, match="memory is 0"):
         Limits(memory=0)
-    with pytest.raises(InputError, match="cpu_s is 1.5"):
+    with pytest.raises(InputError, match=r"cpu_s is 1\.5"):
         Limits(cpu_s=1.5)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="language is 'cobol'"):
         languages.named("cobol")
