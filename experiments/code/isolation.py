@@ -51,21 +51,30 @@ def probe() -> Isolation:
         return Isolation(f"{missing[0]} is not installed here (install the package {package})")
     failure = ""
     for filtered in [True, False] if seccomp.program() else [False]:
-        fd = filter_fd() if filtered else None
-        words = [*lowered(), *walls(1 << 20, fd), "--", "/bin/sh", "-c", ":"]
-        try:
-            tried = subprocess.run(
-                words, capture_output=True, text=True, timeout=20, pass_fds=() if fd is None else (fd,)
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            return Isolation(f"bubblewrap does not start: {error}")
-        finally:
-            if fd is not None:
-                os.close(fd)
-        if tried.returncode == 0:
+        code, failure = _tried(["/bin/sh", "-c", ":"], filtered)
+        if code == 0:
+            # A second process, where only one may be: the kernel holds its own root to no such limit.
+            forks = [*languages.start("python")[:1], "-c", "import os; os.fork()"]
+            if _tried(["prlimit", "--nproc=1", "--", *forks], filtered)[0] == 0:
+                return Isolation("no limit on processes holds here; run as a user who is not root")
             return Isolation(None, filtered)
-        failure = (tried.stderr.strip().splitlines() or [f"exit status {tried.returncode}"])[-1]
     return Isolation(f"bubblewrap cannot make its namespaces here ({failure}); user namespaces may be forbidden")
+
+
+def _tried(command: Sequence[str], filtered: bool) -> tuple[int, str]:
+    """(exit status, last line of its errors) of a command behind the walls."""
+    fds = (filter_fd(),) if filtered else ()
+    words = [*lowered(), *walls(1 << 20, fds[0] if fds else None), "--", *command]
+    try:
+        tried = subprocess.run(
+            words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20, pass_fds=fds
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return 1, " ".join(str(error).split())
+    finally:
+        for fd in fds:
+            os.close(fd)
+    return tried.returncode, (tried.stderr.strip().splitlines() or [f"exit status {tried.returncode}"])[-1]
 
 
 def filter_fd() -> int:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -164,6 +165,31 @@ def test_the_probe_tells_why_namespaces_fail(monkeypatch):
     monkeypatch.setattr(isolation, "lowered", lambda: words)
     reason = isolation.probe.__wrapped__().reason
     assert "No permissions to create new namespace" in reason and "\n" not in reason
+
+
+@linux
+def test_the_probe_refuses_where_processes_are_not_limited(monkeypatch):
+    monkeypatch.setattr(isolation.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(isolation, "_tried", lambda command, filtered: (0, ""))
+    assert "no limit on processes" in isolation.probe.__wrapped__().reason
+
+
+@isolated
+def test_programs_end_with_the_process_that_runs_them():
+    command = f"from experiments.code.sandbox import *; run('exec sleep {MARK}', language='bash')"
+    runner = subprocess.Popen([sys.executable, "-c", command])
+    _until(lambda: len(_left_running()) > 1)  # the runner names it, too
+    runner.kill()
+    runner.wait()
+    _until(lambda: not _left_running())
+
+
+def _until(true):
+    for _ in range(100):
+        if true():
+            return
+        time.sleep(0.1)
+    raise AssertionError("it did not come to pass in 10 s")
 
 
 @isolated
