@@ -1,5 +1,7 @@
 """Scores against bits per character: the truth found again, the form told apart or not, and references of its own."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -119,9 +121,25 @@ def test_one_task_is_the_posterior_of_a_grid(one):
 
 
 def test_a_narrow_range_does_not_tell_the_forms_apart():
-    found = compare(made_up({"all": (0.1, -0.45)}, "log", bpc=np.linspace(0.35, 0.45, 14)))
+    found = compare(made_up({"all": (0.1, -0.45)}, "log", bpc=np.linspace(0.35, 0.45, 14), scatter=0.03))
     assert 0.1 < found.probability < 0.9
     assert "do not tell the forms apart" in found.sentence
+
+
+def test_the_command(one, tmp_path, monkeypatch, capsys):
+    from experiments import cli
+
+    path = tmp_path / "scores.csv"
+    one.fits["log"].table.to_csv(path, index=False)
+    monkeypatch.setattr(compression, "compare", lambda table, **options: one)
+    assert cli.main(["code", "law", str(path), "--score", "0.5", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["bpc_for"]["the linear form"]["median"] == pytest.approx(0.5, abs=0.05)
+    assert answer["probability_log"] == one.probability
+    assert cli.main(["code", "law", str(path), "--score", "0.5"]) == 0
+    assert "BPC itself" in capsys.readouterr().out
+    assert cli.main(["code", "law", str(tmp_path / "none.csv")]) == 2
+    assert cli.main(["code", "law", str(path), "--score", "60"]) == 2
 
 
 def test_scores_that_no_bpc_has():
