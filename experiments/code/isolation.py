@@ -45,7 +45,7 @@ def probe() -> Isolation:
     """Runs `true` behind the walls, once a process, and says what held."""
     if not sys.platform.startswith("linux"):
         return Isolation(f"programs are isolated by Linux namespaces, and this is {platform.system()}")
-    tools = ["bwrap", "prlimit", "choom", *(["setpriv"] if _root() else [])]
+    tools = ["bwrap", "prlimit", "choom", *(["setpriv"] if becomes_nobody() else [])]
     if missing := [name for name in tools if shutil.which(name) is None]:
         package = "bubblewrap" if "bwrap" in missing else "util-linux"
         return Isolation(f"{missing[0]} is not installed here (install the package {package})")
@@ -97,13 +97,13 @@ def in_memory(content: bytes, name: str) -> int:
 def lowered() -> list[str]:
     """Words before a command: first to die where memory runs out, and not root."""
     words = [_path("choom"), "-n", "1000", "--"]
-    if _root():
+    if becomes_nobody():
         words += [_path("setpriv"), f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
     return words
 
 
-def _root() -> bool:
-    """Whether this process is root and can become `nobody` (the root of some containers knows no one else)."""
+def becomes_nobody() -> bool:
+    """Whether programs run as NOBODY: this process is root and can (the root of some containers knows no one else)."""
     if os.geteuid() != 0:
         return False
     with open("/proc/self/uid_map") as file:

@@ -189,7 +189,7 @@ def _bare(
     folder = tempfile.mkdtemp(prefix="program-")
     stack.callback(shutil.rmtree, folder, ignore_errors=True)
     Path(folder, file).write_bytes(source)
-    if os.geteuid() == 0:
+    if isolation.becomes_nobody():
         os.chown(folder, isolation.NOBODY, isolation.NOBODY)
     words = [*isolation.lowered(), *_limited(command, limits, None)]
     return _popen(words, stdin, cwd=folder, env={**isolation.ENVIRONMENT, "HOME": folder, "TMPDIR": folder}), None

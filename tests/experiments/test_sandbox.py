@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,8 @@ LIMITS = Limits(
     wall_s=1.5, cpu_s=1, memory=128 << 20, processes=16, file_bytes=4 << 20, disk_bytes=16 << 20, files=500,
     output_bytes=1 << 16,
 )  # fmt: skip
-MARK = "86399.125"
+PATIENT = replace(LIMITS, wall_s=15.0, cpu_s=10)  # for what ends by itself, however slow the machine
+MARK = f"86399.{os.getpid():07}"  # of this process: others may be running the same tests
 NO_WALLS = isolation.Isolation("there are no user namespaces")
 
 
@@ -77,6 +79,10 @@ def _source(hostile, host):
     return "#include <stdio.h>\n" + source if hostile.language == "c" else source
 
 
+def _limits(hostile):
+    return LIMITS if "timeout" in hostile.ends else PATIENT
+
+
 def _digest(folder):
     files = sorted(Path(folder).rglob("*"))
     return hashlib.sha256(repr([(str(f), f.lstat().st_mtime_ns, f.read_bytes()) for f in files]).encode()).hexdigest()
@@ -108,13 +114,13 @@ def _only_on(hostile):
 def test_hostile_programs_are_held_and_the_reason_is_told(hostile, host):
     _only_on(hostile)
     before = _digest(host["HOME"])
-    found = run(_source(hostile, host), language=hostile.language, limits=LIMITS)
+    found = run(_source(hostile, host), language=hostile.language, limits=_limits(hostile))
     assert "ESCAPED" not in found.stdout
     assert found.status in hostile.ends, found.reason
     assert (found.reason == "") == (found.status == "ok")
     assert "\n" not in found.reason
     assert len(found.stdout) <= LIMITS.output_bytes and len(found.stderr) <= LIMITS.output_bytes
-    assert found.seconds < LIMITS.wall_s + 10
+    assert found.seconds < _limits(hostile).wall_s + 10
     assert _digest(host["HOME"]) == before
     assert not _left_running()
 
@@ -124,13 +130,17 @@ def test_hostile_programs_are_held_and_the_reason_is_told(hostile, host):
     not os.environ.get("STEPSEER_THROWAWAY_VM"),
     reason="runs hostile programs without walls: set STEPSEER_THROWAWAY_VM=1 where nothing can be lost",
 )
+@pytest.mark.skipif(
+    sys.platform.startswith("linux") and os.geteuid() == 0 and not isolation.becomes_nobody(),
+    reason="root that cannot become nobody may do all",
+)
 @pytest.mark.parametrize("hostile", [p for p in PROGRAMS if p.bare != "not run"], ids=lambda hostile: hostile.name)
 def test_without_isolation_limits_hold_and_nothing_else_does(hostile, host, monkeypatch):
     """What a person who passes throwaway_vm is left with: this is why nothing runs without it."""
     if languages.tool(hostile.language) is None:
         pytest.skip(f"{hostile.language} is not installed")
     monkeypatch.setattr(isolation, "probe", lambda: NO_WALLS)
-    found = run(_source(hostile, host), language=hostile.language, limits=LIMITS, throwaway_vm=True)
+    found = run(_source(hostile, host), language=hostile.language, limits=_limits(hostile), throwaway_vm=True)
     assert ("ESCAPED" in found.stdout) == (hostile.bare == "escapes")
     if hostile.bare == "held":
         assert found.status in hostile.ends, found.reason
