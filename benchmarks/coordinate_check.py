@@ -71,11 +71,11 @@ def moved(trial: TrainConfig) -> np.ndarray:
 
 def activations(model: ModelConfig, params_G: Any, tokens_BT: jax.Array) -> list[jax.Array]:
     """[G, B, T, D] behind the embedding and each block, and the logits [G, B, T, V]."""
-    block = partial(model_lib._block, model, model_lib._places(model, SEQ_LEN), "xla")
+    block = partial(model_lib._block, model, model_lib._places(model, SEQ_LEN), "xla", False)
     x = layers.embed(params_G["embed"], tokens_BT)
     found = [x]
     for layer in range(model.n_layers):
-        x, _ = block(x, {name: w[layer] for name, w in params_G["layers"].items()})
+        x, _ = block(x, ({name: w[layer] for name, w in params_G["layers"].items()}, None))
         found.append(x)
     x = layers.rmsnorm(x, params_G["norm"], model.norm_eps)
     return [*found, jnp.einsum("gbtd,gdv->gbtv", x, model_lib.head(params_G))]
