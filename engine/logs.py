@@ -139,7 +139,9 @@ class _Run:
 
 def _line(values: Mapping[str, Any]) -> str:
     """JSON has no NaN: null."""
-    return json.dumps({k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}) + "\n"
+    return (
+        json.dumps({k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}) + "\n"
+    )
 
 
 class _TensorBoard:

@@ -114,9 +114,7 @@ def train_population(
     return results
 
 
-def _results(
-    job: _Job, state: step.State, history: History, clock: float, folder: str | Path | None
-) -> list[Result]:
+def _results(job: _Job, state: step.State, history: History, clock: float, folder: str | Path | None) -> list[Result]:
     """Evaluates, and makes what `train_population` returns. clock: seconds spent before, less the moment of starting."""
     eval_loss_G = evaluate(job.config, job.mesh, state.params, job.corpus.heldout)
     params_G = jax.device_get(state.params)
