@@ -46,6 +46,9 @@ class Keep:
         )
 
 
+KEEP = Keep()
+
+
 @dataclass(frozen=True)
 class Saved:
     """What a checkpoint holds. `meta` is JSON: `trials` (run ids), `configs`, `elapsed_s`."""
@@ -59,7 +62,7 @@ class Saved:
 class Checkpoints:
     """The checkpoints of one population, in one folder. Saves are asynchronous; leaving the `with` block waits."""
 
-    def __init__(self, folder: str | Path, keep: Keep = Keep()):
+    def __init__(self, folder: str | Path, keep: Keep = KEEP):
         import orbax.checkpoint as ocp
 
         self.folder = Path(folder).absolute()

@@ -34,7 +34,7 @@ class Logs:
     """The logs of a population. A context manager; closing it flushes."""
 
     def __init__(self, folder: str | Path | None, trials: Sequence[TrainConfig], *, wandb: str | None = None):
-        """folder: LOGS; None: no logs. wandb: the Weights & Biases project to log to as well (WANDB_MODE=offline works).
+        """folder: LOGS; None: no logs. wandb: a Weights & Biases project to log to as well, WANDB_MODE=offline works.
 
         Raises InputError when the folder can't be written, wandb has no folder, or is not installed.
         """
@@ -139,9 +139,8 @@ class _Run:
 
 def _line(values: Mapping[str, Any]) -> str:
     """JSON has no NaN: null."""
-    return (
-        json.dumps({k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}) + "\n"
-    )
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+    return json.dumps(finite) + "\n"
 
 
 class _TensorBoard:

@@ -22,7 +22,7 @@ from engine import logs as logs_lib
 from engine import mesh as mesh_lib
 from engine import model as model_lib
 from engine import row as row_lib
-from engine.checkpoint import Keep
+from engine.checkpoint import KEEP, Keep
 from engine.config import TrainConfig
 from engine.errors import InputError
 from engine.history import History, Pace, Progress, diverged_at
@@ -68,7 +68,7 @@ def train_population(
     folder: str | Path | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     save_every_s: float = 60.0,
-    keep: Keep = Keep(),
+    keep: Keep = KEEP,
     logs: str | Path | None = None,
     wandb: str | None = None,
     profile: tuple[int, int] | None = None,
@@ -81,7 +81,7 @@ def train_population(
     default `folder`/logs; wandb: a Weights & Biases project for them too; profile: (first, last), steps to trace there.
     A trial whose loss or gradient stops being finite freezes and is reported as diverged; the others are untouched.
     SIGTERM, unless the caller handles it, saves at the next step and raises SystemExit(143), if there is a folder.
-    Raises InputError for impossible configs, data that can't be had, a folder that holds something else, or a full disk.
+    Raises InputError for impossible configs, data that can't be had, a folder of something else, or a full disk.
     """
     started = time.monotonic()
     job = _prepare(config, hypers)
@@ -115,7 +115,7 @@ def train_population(
 
 
 def _results(job: _Job, state: step.State, history: History, clock: float, folder: str | Path | None) -> list[Result]:
-    """Evaluates, and makes what `train_population` returns. clock: seconds spent before, less the moment of starting."""
+    """Evaluates, and makes what `train_population` returns. clock: seconds spent before, less the moment of start."""
     eval_loss_G = evaluate(job.config, job.mesh, state.params, job.corpus.heldout)
     params_G = jax.device_get(state.params)
     wall_s = (clock + time.monotonic()) / len(job.trials)

@@ -19,7 +19,7 @@ class Profile:
             f"profile is {steps}; give a first step and a later one to end before",
         )
         require(steps is None or folder is not None, "profile needs a folder to write its trace to; name one")
-        self.borders = steps or ()  # steps between which and the one before a call must end
+        self.borders: tuple[int, ...] = steps or ()  # steps before which a call must end
         self._folder = folder
         self._on = False
 

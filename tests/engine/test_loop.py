@@ -9,7 +9,7 @@ import pytest
 from scipy.ndimage import gaussian_filter1d
 
 import engine
-from engine import InputError, population, row, step
+from engine import InputError, lanes, population, row, step
 from engine import config as config_lib
 from engine import mesh as mesh_lib
 
@@ -80,7 +80,7 @@ def test_one_compile_for_a_whole_grid_of_numbers(tiny):
     """Every hyper changes; the step's cache holds one program, also over short and long calls."""
     tiny = config_lib.replace(tiny, {"model.d_ff": 32})  # a program of this test's own
     mesh = mesh_lib.make_mesh(tiny.mesh, n_trials=2, batch_size=tiny.batch_size)
-    compiled = population.compiled_train_steps(step.program(tiny), mesh)
+    compiled = population.compiled_train_steps(step.program(lanes.with_lanes(tiny, 2)), mesh)
     changes = {
         "optim.lr": 2e-3, "optim.final_lr": 1e-6, "optim.warmup_steps": 2, "optim.decay_fraction": 0.5,
         "optim.beta1": 0.8, "optim.beta2": 0.9, "optim.eps": 1e-6, "optim.weight_decay": 0.0,
