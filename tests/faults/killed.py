@@ -1,7 +1,7 @@
 """A script: training that is killed again and again. Prints what happened as JSON.
 
-It imports all once and then forks a child for every start, which trains in a folder and is sent SIGKILL: half of them at
-any moment, half of them while a checkpoint is half written. Nothing of JAX runs before the fork.
+It imports all once and then forks a child for every start, which trains in a folder and is sent SIGKILL: half of them
+at any moment, half of them while a checkpoint is half written. Nothing of JAX runs before the fork.
 """
 
 import json
