@@ -39,6 +39,8 @@ class Logs:
         Raises InputError when the folder can't be written, wandb has no folder, or is not installed.
         """
         require(wandb is None or folder is not None, f"wandb project {wandb!r} needs a folder for its logs; name one")
+        if wandb is not None:
+            _import_wandb()  # before any file is opened
         self._runs: dict[str, _Run] = {}
         for g, trial in enumerate(trials if folder is not None else ()):
             assert folder is not None
@@ -172,10 +174,7 @@ class _WandB:
     """A run of Weights & Biases, under the run's own id."""
 
     def __init__(self, folder: Path, config: TrainConfig, project: str):
-        try:
-            import wandb
-        except ImportError:
-            raise InputError("wandb is not installed; pip install 'stepseer[wandb]'") from None
+        wandb = _import_wandb()
         self._run = wandb.init(
             project=project,
             id=config.run_id,
@@ -199,3 +198,11 @@ class _WandB:
 
     def close(self) -> None:
         self._run.finish()
+
+
+def _import_wandb() -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise InputError("wandb is not installed; pip install 'stepseer[wandb]'") from None
+    return wandb
