@@ -1,11 +1,6 @@
 """Resume is exact; damage is named and never returned."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import textwrap
 
 import numpy as np
 import pytest
@@ -144,37 +139,3 @@ def test_unwritable_folder_is_one_line(tiny, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="name a writable folder"):
         engine.train(tiny, folder=tmp_path / "file" / "run")
-
-
-SCRIPT = """
-import sys, jax
-jax.config.update("jax_num_cpu_devices", 8)  # the same device layout as the test's own process
-import engine
-from engine import config as config_lib
-engine.loop.MAX_CALL_STEPS = 4
-config = config_lib.from_json(sys.argv[1])
-def on_progress(p):
-    print(p.step, flush=True)
-engine.train_population(config, [{}, {"optim.lr": 3e-3, "seed": 5}], folder=sys.argv[2], on_progress=on_progress,
-                        save_every_s=0)
-"""
-
-
-def test_sigkill_and_resume_equals_undisturbed(tiny, undisturbed, tmp_path):
-    """Killed three times, at steps chosen by seed; each time while saves are in flight."""
-    rng = np.random.default_rng(0)
-    for _ in range(3):
-        process = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(SCRIPT), config_lib.to_json(tiny), str(tmp_path)],
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        )
-        assert process.stdout is not None
-        wanted = int(rng.integers(1, 6))
-        for lines, _ in enumerate(process.stdout, start=1):
-            if lines == wanted:
-                break
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    same(engine.train_population(tiny, HYPERS, folder=tmp_path), undisturbed)
