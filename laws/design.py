@@ -26,9 +26,13 @@ import pandas as pd
 
 from laws.forms import steplaw
 
-FAR = 0.1  # log loss above the floor: beyond it a run has not trained
-FORM_ERROR = 0.1  # of the excess
-NOISE, NOISE_WEIGHT = 2e-3, 10.0  # a priori, of log loss, and how many runs that guess counts for
+# Runs whose loss counts, as in laws.forms.steplaw_cells: within WINDOW of the scale's lowest log loss so far, and the
+# KEEP best of the scale within FAR of it. Of the others, and of those that diverged: their excess is at least WINDOW.
+WINDOW, KEEP, FAR = 0.02, 12, 0.1
+NOISE, NOISE_SD = 3e-3, 1.0  # a priori, of log loss: log-normal
+FORM_ERROR = 0.2  # of the excess: half-normal
+NOISES, FORM_ERRORS = np.geomspace(2e-4, 2e-2, 41)[:, None, None], np.geomspace(0.02, 0.5, 20)[:, None]
+OWN = True
 TAILS = 4.0  # degrees of freedom
 LR, BATCH, KAPPA, TILT, BEND, FLOOR = 0, 1, slice(2, 5), slice(5, 7), slice(7, 9), 9
 LOCAL = 10  # quantities of a cell, in this order
@@ -90,6 +94,7 @@ class Belief:
     theta: np.ndarray
     cov: np.ndarray
     noise: float
+    form_error: float
 
     @property
     def coefficients(self) -> np.ndarray:
@@ -190,15 +195,17 @@ def fit(
     mean, sd = prior(space, y[~lost], informed)
     lowest = np.full(len(space.scales), np.inf)
     np.minimum.at(lowest, at[~lost], y[~lost])
-    lost = lost | ~(y - lowest[at] < FAR)
+    rank = pd.Series(y).groupby(at).rank(method="first").to_numpy()
+    above = y - lowest[at]
+    lost = lost | ~((above < WINDOW) | ((above < FAR) & (rank <= KEEP)))
     y = np.where(lost, lowest[at], y)
     usable = np.isfinite(y)
     data = at[usable], lr[usable], batch[usable], y[usable], lost[usable]
-    noise = NOISE if warm is None else warm.noise
+    errors = (2e-3, 0.1) if warm is None else (warm.noise, warm.form_error)
     starts = [_start(space, data, mean, sd)] + ([warm.theta] if warm is not None else [])
-    found = [_mode(space, data, mean, sd, noise, start) for start in starts]
-    value, theta, cov, noise = min(found, key=lambda one: one[0])
-    return Belief(space, theta, cov, noise)
+    found = [_mode(space, data, mean, sd, errors, start) for start in starts]
+    value, theta, cov, errors = min(found, key=lambda one: one[0])
+    return Belief(space, theta, cov, *errors)
 
 
 def _start(space: Space, data: tuple, mean: np.ndarray, sd: np.ndarray) -> np.ndarray:
@@ -222,26 +229,27 @@ def _start(space: Space, data: tuple, mean: np.ndarray, sd: np.ndarray) -> np.nd
 
 
 def _mode(
-    space: Space, data: tuple, mean: np.ndarray, sd: np.ndarray, noise: float, theta: np.ndarray
-) -> tuple[float, np.ndarray, np.ndarray, float]:
-    """(minus log posterior, theta, its covariance, noise): Levenberg's steps, with weights of the step before."""
+    space: Space, data: tuple, mean: np.ndarray, sd: np.ndarray, errors: tuple[float, float], theta: np.ndarray
+) -> tuple[float, np.ndarray, np.ndarray, tuple[float, float]]:
+    """(minus log posterior, theta, its covariance, (noise, form error)): Levenberg's steps, with weights of the step before."""
     at, lr, batch, y, lost = data
     precision = sd**-2.0
+    noise, form_error = errors
 
     def residuals(theta: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Residuals, local derivatives of the model, and what the noise's size goes by."""
         q = _local(space, theta)[at]
         above, local = surface(q, lr, batch)
-        r = np.where(lost, np.maximum(FAR - above, 0.0), y - q[:, FLOOR] - above)
+        r = np.where(lost, np.maximum(WINDOW - above, 0.0), y - q[:, FLOOR] - above)
         local[:, FLOOR] = 1.0
         local[lost, FLOOR] = 0.0
-        local[lost & (above >= FAR)] = 0.0
-        return r, local, np.where(lost, FAR, np.maximum(y - q[:, FLOOR], 0.0))
+        local[lost & (above >= WINDOW)] = 0.0
+        return r, local, np.where(lost, WINDOW, np.maximum(y - q[:, FLOOR], 0.0))
 
     r, local, above = residuals(theta)
     damping = 1e-2
     for step in range(MAX_STEPS):
-        variance = noise**2 + (FORM_ERROR * above) ** 2
+        variance = noise**2 + (form_error * above) ** 2
         weight = 1 / variance
         if step > 4:
             weight = weight * (TAILS + 1) / (TAILS + r**2 * weight)
@@ -261,22 +269,32 @@ def _mode(
                 damping = max(damping / 5, 1e-7)
                 break
             damping *= 5
-        free = max(len(r) - np.trace(np.linalg.solve(A, (J.T * weight) @ J)), 0.0) if step > 4 else 0.0
         if step > 4:
-            clean = ~lost
-            share = free / max(len(r), 1)
-            squares = np.sum((weight * variance * r**2 / variance)[clean]) * noise**2
-            noise = float(np.sqrt((NOISE_WEIGHT * NOISE**2 + squares) / (NOISE_WEIGHT + share * clean.sum())))
+            leverage = np.trace(np.linalg.solve(A, (J.T * weight) @ J))
+            noise, form_error = _errors(r[~lost], above[~lost], leverage)
         if step > 8 and gain < 1e-3:
             break
-    variance = noise**2 + (FORM_ERROR * above) ** 2
+    variance = noise**2 + (form_error * above) ** 2
     weight = (TAILS + 1) / (TAILS + r**2 / variance) / variance
     J = _rows(space, at, local)
     A = (J.T * weight) @ J
     A[np.diag_indices_from(A)] += precision
     fit = (TAILS + 1) / 2 * np.sum(np.log1p(r**2 / variance / TAILS)) + np.sum(np.log(variance)) / 2
     fit += np.sum((theta - mean) ** 2 * precision) / 2
-    return float(fit), theta, np.linalg.inv(A), noise
+    return float(fit), theta, np.linalg.inv(A), (noise, form_error)
+
+
+def _errors(r: np.ndarray, above: np.ndarray, leverage: float) -> tuple[float, float]:
+    """The likeliest noise and form error of residuals r at excesses `above`; leverage: what the fit took out of them."""
+    if not len(r):
+        return NOISE, FORM_ERROR / 2
+    share = max(1 - leverage / len(r), 0.1)
+    variance = NOISES**2 + (FORM_ERRORS * above) ** 2
+    fits = -(TAILS + 1) / 2 * np.log1p(r**2 / share / variance / TAILS) - np.log(variance) / 2
+    fit = share * fits.sum(axis=2) - (np.log(NOISES / NOISE)[..., 0] / NOISE_SD) ** 2 / 2
+    fit -= (FORM_ERRORS[:, 0] / FORM_ERROR) ** 2 / 2
+    i, j = np.unravel_index(np.argmax(fit), fit.shape)
+    return float(NOISES[i, 0, 0]), float(FORM_ERRORS[j, 0])
 
 
 # --- the choice ------------------------------------------------------------------------------------------------------
@@ -285,13 +303,14 @@ def _mode(
 def target_root(belief: Belief, targets: pd.DataFrame, weights: np.ndarray | None = None) -> np.ndarray:
     """R [p, 2 targets] with expected regret = sum of (R^T cov R)'s diagonal: the mean of tr(H V) / 2 over targets."""
     space = belief.space
-    at = space.of(targets)
+    at, (scales, k) = space.of(targets), space.scales.shape
     weights = np.full(len(at), 1 / len(at)) if weights is None else weights / weights.sum()
     roots = np.linalg.cholesky(hessian(_local(space, belief.theta)[at]))
-    k = space.scales.shape[1]
     R = np.zeros((len(belief.theta), len(at), 2))
     for q in (LR, BATCH):
-        R[q * k : (q + 1) * k] = space.scales[at].T[:, :, None] * roots[:, q, :] * np.sqrt(weights / 2)[:, None]
+        part = roots[:, q, :] * np.sqrt(weights / 2)[:, None]
+        R[q * k : (q + 1) * k] = space.scales[at].T[:, :, None] * part
+        if OWN: R[LOCAL * k + at * len(SCATTERING) + q, np.arange(len(at))] = part
     return R.reshape(len(belief.theta), -1)
 
 
@@ -327,7 +346,7 @@ def choose(
     T = root.T @ target_root(belief, targets)
     # Where a trial's own loss is little known, so is how far from the optimum it lies.
     own = np.sum(Z**2, axis=1)
-    variance = belief.noise**2 + FORM_ERROR**2 * (above**2 + own)
+    variance = belief.noise**2 + belief.form_error**2 * (above**2 + own)
     trained = above < FAR
     names = candidates.groupby(["params", "tokens", "batch_tokens"], sort=False).ngroup().to_numpy()
     left, open_ = float(flops), np.ones(len(cost), bool)
