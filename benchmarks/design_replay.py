@@ -95,7 +95,7 @@ def replay(table: Table, seed: int, *, prior: str | None = None, cohort: int = 1
 def least_squares(table: Table, rows: Any) -> np.ndarray | None:
     """The authors' estimator with N in the batch law, at every cell [cell, 2]; None where it is not determined."""
     try:
-        found = fit_points(table.runs.iloc[rows], batch_has_N=True, bootstraps=200)
+        found = fit_points(table.runs.iloc[rows], batch_has_N=True)
     except FitError:
         return None
     return np.log(np.stack(found.predict(*(table.targets[c].to_numpy(float) for c in ("params", "tokens"))), axis=1))

@@ -135,13 +135,15 @@ def choose(
     *,
     batch: int,
     flops: float = np.inf,
+    slot: float = 0.0,
     cohort: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(which candidates, in order; the decrease of expected regret that each adds): at most `batch`, within `flops`.
 
-    table: the candidates: params, tokens, lr, batch_tokens, flops (and params_active). cohort: candidates are taken so
-    many at a time from one (params, tokens, batch_tokens), which train in one program. Raises InputError where no
-    candidate is within `flops`.
+    table: the candidates: params, tokens, lr, batch_tokens, flops (and params_active). slot: what a trial counts for at
+    least, where their number is short and not their FLOPs alone: cheaper ones are no better for it. cohort: candidates
+    are taken so many at a time from one (params, tokens, batch_tokens), which train in one program. Raises InputError
+    where no candidate is within `flops`.
     """
     cost = table["flops"].to_numpy(float)
     if not np.any(cost <= flops):
@@ -166,7 +168,7 @@ def choose(
     together = np.ones(len(cost), bool)
     while len(chosen) < batch:
         gain = np.where(usable, np.sum((Z @ T) ** 2, axis=1) / (noise + np.sum(Z**2, axis=1)), 0.0)
-        worth = np.where(cost <= flops, gain / cost, 0.0)
+        worth = np.where(cost <= flops, gain / np.maximum(cost, slot), 0.0)
         worth[chosen] = 0.0
         if cohort > 1 and (len(chosen) % cohort == 0 or not np.any(worth[together] > 0)):
             together = program == _best_group(worth, program, cohort)

@@ -116,7 +116,7 @@ def derivatives(space: Space, at: np.ndarray, local: np.ndarray) -> np.ndarray:
     rows, scatters = len(at), len(SCATTERING)
     x = space.scales[at]
     out = np.zeros((rows, LOCAL * x.shape[1] + len(space.scales) * scatters))
-    out[:, : LOCAL * x.shape[1]] = (local[:, :, None] * x[:, None, :]).reshape(rows, -1)
+    out[:, : LOCAL * x.shape[1]] = (local[:, :, None] * x[:, None, :]).reshape(rows, LOCAL * x.shape[1])
     columns = LOCAL * x.shape[1] + at[:, None] * scatters + np.arange(scatters)
     out[np.arange(rows)[:, None], columns] = local[:, SCATTERING]
     return out
@@ -201,7 +201,7 @@ def fit(
     """The belief after `runs` (params, tokens, lr, batch_tokens, `target`, perhaps params_active); of those without a
     finite loss it is taken that they diverged. informed: as `prior` has it. warm: a belief to start from, beside the
     best runs."""
-    at, lr, batch = space.of(runs), *np.log(runs[["lr", "batch_tokens"]].to_numpy(float)).T
+    at, settings = space.of(runs), np.log(runs[["lr", "batch_tokens"]].to_numpy(float))
     y = np.log(runs[target].to_numpy(float))
     lost = ~np.isfinite(y)
     mean, sd = prior(space, y[~lost], informed)
@@ -212,7 +212,7 @@ def fit(
     lost = lost | ~((above < WINDOW) | ((above < MAX_EXCESS) & (rank <= KEEP_AT_LEAST)))
     y = np.where(lost, lowest[at], y)
     usable = np.isfinite(y)
-    data = at[usable], lr[usable], batch[usable], y[usable], lost[usable]
+    data = at[usable], settings[usable, 0], settings[usable, 1], y[usable], lost[usable]
     noise = NOISE if warm is None else warm.noise
     starts = [_start(space, data, mean, sd)] + ([warm.theta] if warm is not None else [])
     found = [_mode(space, data, mean, sd, noise, start) for start in starts]
