@@ -181,13 +181,16 @@ def published(space: Space, name: str) -> np.ndarray:
     """(ln lr, ln batch) of a published law (`laws.published.SETTINGS`) at every scale [scale, 2], for `informed`."""
     from laws.published import SETTINGS
 
-    if name not in SETTINGS or SETTINGS[name].batch_tokens is None:
-        known = ", ".join(k for k, rules in SETTINGS.items() if rules.batch_tokens is not None)
-        raise InputError(f"no published law {name!r} of learning rate and batch size; known: {known}")
     N, D = np.exp(np.array(list(space.index))[:, :2].T)
     at = {"params": N, "tokens": D, "flops": 6 * N * D}
-    rules = SETTINGS[name].lr, SETTINGS[name].batch_tokens
-    return np.log(np.stack([rule(**{c: at[c] for c in rule.reads}) for rule in rules if rule is not None], axis=1))
+    known = {
+        law: (rules.lr, rules.batch_tokens)
+        for law, rules in SETTINGS.items()
+        if rules.batch_tokens is not None and {*rules.lr.reads, *rules.batch_tokens.reads} <= at.keys()
+    }
+    if name not in known:
+        raise InputError(f"no published law {name!r} of learning rate and batch size; known: {', '.join(known)}")
+    return np.log(np.stack([rule(**{c: at[c] for c in rule.reads}) for rule in known[name]], axis=1))
 
 
 def fit(

@@ -122,3 +122,20 @@ def test_every_question_is_answered(tmp_path, monkeypatch, capsys):
         assert answer is not None, question
         numbers = answer if isinstance(answer, tuple) else [answer]
         assert all(np.isfinite(x) for x in numbers if isinstance(x, float)), question
+
+
+def test_the_next_trials_are_named_as_the_page_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    first, second = re.findall(r"```sh\n(.*?)\n```", (DOCS / "next.md").read_text(), re.S)
+    assert main(shlex.split(first)[1:]) == 0
+    runs = pd.read_csv("batch.csv")
+    u, v = np.log(runs["lr"] / 3e-3), np.log(runs["batch_tokens"] / 2.5e5)
+    runs["loss"] = 3 * runs["params"] ** -0.02 * np.exp(0.02 * u**2 + 0.02 * v**2)
+    runs.drop(columns="gain").to_csv("runs.csv", index=False)
+    assert main(shlex.split(second)[1:]) == 0
+    assert "expected regret at the target" in capsys.readouterr().out
+    reader: dict = {}
+    exec(compile(blocks("next.md")[0], "docs/next.md", "exec"), reader)
+    trials = pd.read_csv("batch.csv")
+    assert len(trials) == len(reader["trials"]) == 16 and reader["trials"]["flops"].sum() <= 1e20
+    assert 3e-4 < reader["lr"] < 3e-2 and 2e4 < reader["batch_tokens"] < 3e6
