@@ -183,14 +183,11 @@ def published(space: Space, name: str) -> np.ndarray:
 
     N, D = np.exp(np.array(list(space.index))[:, :2].T)
     at = {"params": N, "tokens": D, "flops": 6 * N * D}
-    known = {
-        law: (rules.lr, rules.batch_tokens)
-        for law, rules in SETTINGS.items()
-        if rules.batch_tokens is not None and {*rules.lr.reads, *rules.batch_tokens.reads} <= at.keys()
-    }
+    rules = {law: [rule for rule in (s.lr, s.batch_tokens) if rule is not None] for law, s in SETTINGS.items()}
+    known = [law for law, both in rules.items() if len(both) == 2 and {c for r in both for c in r.reads} <= at.keys()]
     if name not in known:
         raise InputError(f"no published law {name!r} of learning rate and batch size; known: {', '.join(known)}")
-    return np.log(np.stack([rule(**{c: at[c] for c in rule.reads}) for rule in known[name]], axis=1))
+    return np.log(np.stack([rule(**{c: at[c] for c in rule.reads}) for rule in rules[name]], axis=1))
 
 
 def fit(
