@@ -22,6 +22,7 @@ from laws.design_fit import (
     Belief,
     Space,
     derivatives,
+    distinct,
     fit,
     hessian,
     make_space,
@@ -42,6 +43,7 @@ __all__ = [
     "fit",
     "make_space",
     "published",
+    "scales_of",
     "training_flops",
 ]
 
@@ -53,6 +55,13 @@ def training_flops(table: pd.DataFrame) -> np.ndarray:
     params = table["params"].astype(float)
     active = table["params_active"].fillna(params) if "params_active" in table else params
     return (6 * active * table["tokens"].astype(float)).to_numpy(float)
+
+
+def scales_of(runs: pd.DataFrame) -> pd.DataFrame:
+    """params, tokens (and params_active) of every scale of `runs`; budgets that differ by rounding are one."""
+    params, tokens, share = np.exp(distinct(runs).T)
+    table = pd.DataFrame({"params": params, "tokens": tokens})
+    return table.assign(params_active=share * params) if "params_active" in runs else table
 
 
 def candidates(
@@ -69,14 +78,12 @@ def candidates(
     if runs is None or runs.empty:
         return out
 
-    def near(table: pd.DataFrame) -> pd.Series:
-        keys = [c for c in scales if c in table]
-        steps = [np.round(np.log(table[keys].to_numpy(float)), 6)]
-        for column, ratio, low in (("lr", LR_RATIO, lr[0]), ("batch_tokens", BATCH_RATIO, batch_tokens[0])):
-            steps.append(np.round(np.log(table[[column]].to_numpy(float) / low) / np.log(ratio) * 2) / 2)
-        return pd.Series([tuple(row) for row in np.concatenate(steps, axis=1) + 0.0])
-
-    return out[~near(out).isin(set(near(runs))).to_numpy()].reset_index(drop=True)
+    space = make_space(out, runs)
+    done = space.of(out)[:, None] == space.of(runs)
+    for column, ratio in (("lr", LR_RATIO), ("batch_tokens", BATCH_RATIO)):
+        x, y = (np.log(t[column].to_numpy(float)) for t in (out, runs))
+        done &= np.abs(x[:, None] - y) < np.log(ratio) / 4
+    return out[~done.any(axis=1)].reset_index(drop=True)
 
 
 def first(table: pd.DataFrame, *, batch: int, scales: int = 3, seed: int = 0) -> np.ndarray:
@@ -111,12 +118,12 @@ def _keys(table: pd.DataFrame) -> list[str]:
 def _target_root(belief: Belief, targets: pd.DataFrame) -> np.ndarray:
     """R [p, 2 targets]: the expected regret is the trace of R^T cov R."""
     space = belief.space
-    at, k = space.of(targets), space.scales.shape[1]
+    at, k = space.of(targets), space.x.shape[1]
     roots = np.linalg.cholesky(hessian(quantities(space, belief.theta)[at])) * np.sqrt(0.5 / len(at))
     R = np.zeros((len(belief.theta), len(at), 2))
     for place, q in enumerate(SCATTERING):
         if q in (LR, BATCH):
-            R[q * k : (q + 1) * k] = space.scales[at].T[:, :, None] * roots[:, q, :]
+            R[q * k : (q + 1) * k] = space.x[at].T[:, :, None] * roots[:, q, :]
             R[LOCAL * k + at * len(SCATTERING) + place, np.arange(len(at))] = roots[:, q, :]
     return R.reshape(len(belief.theta), -1)
 

@@ -14,7 +14,6 @@ coefficient, unless one is given.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,45 +36,54 @@ SLOPE_SD = np.array([0.5, 0.5, 0.5, 0.5, 0.5, 0.2, 0.2, 0.2, 0.2, 0.3])
 SCATTER = np.array([0.1, 0.1, 0.3, 0.3, 0.3, 0.0, 0.0, 0.0, 0.0, 0.02])
 SCATTERING = np.flatnonzero(SCATTER)
 MAX_STEPS = 60
+SAME = 0.01  # of the log of a size or budget
 
 
 @dataclass(frozen=True)
 class Space:
     """What is known before any loss: the scales and the settings that may be tried.
 
-    scales: [scale, 1 + k], 1 and the centred logs of N, D and, with mixtures of experts, the active share. index: of a
-    scale, by its rounded logs. mid, half: of the (ln lr, ln batch) that may be tried.
+    logs: ln N, ln D and ln S, S the active share of N, of every scale [scale, 3]. x: [scale, 1 + k], 1 and the logs,
+    centred; k is 3 where S differs, else 2. mid, half: of the (ln lr, ln batch) that may be tried.
     """
 
-    scales: np.ndarray
-    center: np.ndarray
-    index: Mapping[tuple[float, ...], int]
+    logs: np.ndarray
+    x: np.ndarray
     mid: np.ndarray
     half: np.ndarray
 
     def of(self, table: pd.DataFrame) -> np.ndarray:
-        """The scale of every row."""
-        return np.array([self.index[tuple(row)] for row in np.round(_logs(table, len(self.center)), 6)], int)
+        """The scale of every row; all must be in the space."""
+        apart = np.abs(_logs(table)[:, None] - self.logs).max(axis=2)
+        assert len(apart) == 0 or apart.min(axis=1).max() < SAME
+        return apart.argmin(axis=1)
+
+
+def distinct(*tables: pd.DataFrame) -> np.ndarray:
+    """The scales of tables, in order, as Space.logs has them. Those that differ by less than SAME are one: budgets are
+    rounded to whole steps."""
+    found = np.empty((0, 3))
+    for row in np.unique(np.concatenate([_logs(t) for t in tables]), axis=0):
+        if not np.any(np.abs(found - row).max(axis=1) < SAME):
+            found = np.append(found, row[None], axis=0)
+    return found
 
 
 def make_space(*tables: pd.DataFrame) -> Space:
     """The space of tables of runs, candidates and targets (params, tokens, perhaps params_active; lr, batch_tokens)."""
-    logs = np.concatenate([_logs(t, 3) for t in tables])
-    keys = sorted({tuple(row) for row in np.round(logs, 6)})
-    x = np.array(keys)
-    k = 3 if np.ptp(x[:, 2]) > 0 else 2
-    center = (x.min(axis=0) + x.max(axis=0))[:k] / 2
-    tried = [np.log(t[["lr", "batch_tokens"]].to_numpy(float)) for t in tables if "lr" in t]
-    low, high = np.concatenate(tried).min(axis=0), np.concatenate(tried).max(axis=0)
-    scales = np.concatenate([np.ones((len(x), 1)), x[:, :k] - center], axis=1)
-    index = {key[:k]: i for i, key in enumerate(keys)}
-    return Space(scales, center, index, (low + high) / 2, np.maximum((high - low) / 2, 1.0))
+    logs = distinct(*tables)
+    k = 3 if np.ptp(logs[:, 2]) > SAME else 2
+    center = (logs.min(axis=0) + logs.max(axis=0)) / 2
+    x = np.concatenate([np.ones((len(logs), 1)), (logs - center)[:, :k]], axis=1)
+    tried = np.concatenate([np.log(t[["lr", "batch_tokens"]].to_numpy(float)) for t in tables if "lr" in t])
+    low, high = tried.min(axis=0), tried.max(axis=0)
+    return Space(logs, x, (low + high) / 2, np.maximum((high - low) / 2, 1.0))
 
 
-def _logs(table: pd.DataFrame, k: int) -> np.ndarray:
+def _logs(table: pd.DataFrame) -> np.ndarray:
     params = table["params"].to_numpy(float)
     active = table["params_active"].fillna(table["params"]).to_numpy(float) if "params_active" in table else params
-    return np.log(np.stack([params, table["tokens"].to_numpy(float), active / params], axis=1))[:, :k]
+    return np.log(np.stack([params, table["tokens"].to_numpy(float), active / params], axis=1))
 
 
 @dataclass(frozen=True)
@@ -90,12 +98,12 @@ class Belief:
 
     @property
     def coefficients(self) -> np.ndarray:
-        k = self.space.scales.shape[1]
+        k = self.space.x.shape[1]
         return self.theta[: LOCAL * k].reshape(LOCAL, k)
 
     def law(self, table: pd.DataFrame) -> np.ndarray:
         """(ln lr, ln batch) of the optimum by the law, at the scale of every row [row, 2]."""
-        return self.space.scales[self.space.of(table)] @ self.coefficients[:2].T
+        return self.space.x[self.space.of(table)] @ self.coefficients[:2].T
 
     def optimum(self, table: pd.DataFrame) -> np.ndarray:
         """The same with each scale's scatter about the law, as its own runs tell; the law's where there are none."""
@@ -104,7 +112,7 @@ class Belief:
 
 def quantities(space: Space, theta: np.ndarray) -> np.ndarray:
     """The quantities of every scale, [scale, LOCAL]."""
-    scales = space.scales
+    scales = space.x
     split = LOCAL * scales.shape[1]
     out = scales @ theta[:split].reshape(LOCAL, -1).T
     out[:, SCATTERING] += theta[split:].reshape(len(scales), -1)
@@ -114,8 +122,8 @@ def quantities(space: Space, theta: np.ndarray) -> np.ndarray:
 def derivatives(space: Space, at: np.ndarray, local: np.ndarray) -> np.ndarray:
     """Derivatives by theta [row, p] from those by the local quantities [row, LOCAL] of scales `at`."""
     rows, scatters = len(at), len(SCATTERING)
-    x = space.scales[at]
-    out = np.zeros((rows, LOCAL * x.shape[1] + len(space.scales) * scatters))
+    x = space.x[at]
+    out = np.zeros((rows, LOCAL * x.shape[1] + len(space.x) * scatters))
     out[:, : LOCAL * x.shape[1]] = (local[:, :, None] * x[:, None, :]).reshape(rows, LOCAL * x.shape[1])
     columns = LOCAL * x.shape[1] + at[:, None] * scatters + np.arange(scatters)
     out[np.arange(rows)[:, None], columns] = local[:, SCATTERING]
@@ -164,16 +172,16 @@ def hessian(q: np.ndarray) -> np.ndarray:
 def prior(space: Space, log_loss: np.ndarray, informed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of theta. informed: (ln lr, ln batch) at every scale [scale, 2], of a published law:
     the optimum's prior is then its plane, within a factor exp(0.5) at the centre and 0.15 in the exponents."""
-    k = space.scales.shape[1]
+    k = space.x.shape[1]
     mean, sd = np.zeros((LOCAL, k)), np.repeat(SLOPE_SD[:, None], k, axis=1)
     mean[:, 0], sd[:, 0] = MEAN, SD
     mean[:2, 0], sd[:2, 0] = space.mid, space.half
     if len(log_loss):
         mean[FLOOR, 0] = log_loss.min()
     if informed is not None:
-        mean[:2] = np.linalg.lstsq(space.scales, informed)[0].T
+        mean[:2] = np.linalg.lstsq(space.x, informed)[0].T
         sd[:2, 0], sd[:2, 1:] = 0.5, 0.15
-    scatter = np.tile(SCATTER[SCATTERING], len(space.scales))
+    scatter = np.tile(SCATTER[SCATTERING], len(space.x))
     return np.append(mean.ravel(), np.zeros(len(scatter))), np.append(sd.ravel(), scatter)
 
 
@@ -181,7 +189,7 @@ def published(space: Space, name: str) -> np.ndarray:
     """(ln lr, ln batch) of a published law (`laws.published.SETTINGS`) at every scale [scale, 2], for `informed`."""
     from laws.published import SETTINGS
 
-    N, D = np.exp(np.array(list(space.index))[:, :2].T)
+    N, D = np.exp(space.logs[:, :2].T)
     at = {"params": N, "tokens": D, "flops": 6 * N * D}
     rules = {law: [rule for rule in (s.lr, s.batch_tokens) if rule is not None] for law, s in SETTINGS.items()}
     known = [law for law, both in rules.items() if len(both) == 2 and {c for r in both for c in r.reads} <= at.keys()]
@@ -205,7 +213,7 @@ def fit(
     y = np.log(runs[target].to_numpy(float))
     lost = ~np.isfinite(y)
     mean, sd = prior(space, y[~lost], informed)
-    lowest = np.full(len(space.scales), np.inf)
+    lowest = np.full(len(space.x), np.inf)
     np.minimum.at(lowest, at[~lost], y[~lost])
     rank = pd.Series(y).groupby(at).rank(method="first").to_numpy()
     above = y - lowest[at]
@@ -224,7 +232,7 @@ def _start(space: Space, data: tuple, mean: np.ndarray, sd: np.ndarray) -> np.nd
     """The prior's mean, with the law and the floor through each scale's best runs."""
     at, lr, batch, y, lost = data
     theta = mean.copy()
-    k = space.scales.shape[1]
+    k = space.x.shape[1]
     best = []
     for cell in np.unique(at[~lost]):
         rows = np.flatnonzero((at == cell) & ~lost)
@@ -232,7 +240,7 @@ def _start(space: Space, data: tuple, mean: np.ndarray, sd: np.ndarray) -> np.nd
         best.append((cell, lr[rows].mean(), batch[rows].mean(), y[rows].min()))
     if best:
         cells, *values = map(np.array, zip(*best))
-        x = space.scales[cells]
+        x = space.x[cells]
         for q, value, spread in zip((LR, BATCH, FLOOR), values, (0.5, 0.5, 0.05)):
             part = slice(q * k, (q + 1) * k)
             ridge = np.diag((spread / sd[part]) ** 2)

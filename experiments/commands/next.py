@@ -98,8 +98,8 @@ def _runs(args: argparse.Namespace) -> pd.DataFrame:
     if (runs.groupby(keys, dropna=False)["recipe"].nunique() > 1).any():
         known = ", ".join(sorted(set(runs["recipe"])))
         raise InputError(f"{args.runs} holds several recipes with runs at one scale; name one with --recipe: {known}")
-    kept = [*COLUMNS, args.target, *(c for c in ("params_active",) if c in runs)]
-    return runs[kept].reset_index(drop=True)
+    sparse = "params_active" in runs and (runs["params_active"].fillna(runs["params"]) < runs["params"]).any()
+    return runs[[*COLUMNS, args.target, *(["params_active"] if sparse else [])]].reset_index(drop=True)
 
 
 def _scales(params: str, tokens: str, active: str | None, prefix: str, *, paired: bool = False) -> pd.DataFrame:
@@ -139,7 +139,7 @@ def _candidates(args: argparse.Namespace, runs: pd.DataFrame) -> pd.DataFrame:
     if args.params is not None:
         scales = _scales(args.params, args.tokens, args.params_active, "--")
     else:
-        scales = runs[[c for c in ("params", "tokens", "params_active") if c in runs]].drop_duplicates()
+        scales = design.scales_of(runs)
     lr = _range(args.lr, "--lr", runs["lr"], design.LR_RATIO)
     batch_tokens = _range(args.batch_tokens, "--batch-tokens", runs["batch_tokens"], design.BATCH_RATIO)
     offered = design.candidates(scales, lr, batch_tokens, runs)

@@ -52,6 +52,17 @@ def test_candidates_are_a_grid_without_what_was_run():
     assert (gone["params"], gone["batch_tokens"]) == (2e8, 2**17) and gone["lr"] == pytest.approx(1.414e-3, rel=1e-3)
 
 
+def test_budgets_rounded_to_whole_steps_are_one_scale():
+    run = {"params": [1e8] * 3, "tokens": [1e9, 1.004e9, 2e9], "lr": [1e-3, 2e-3, 1e-3], "batch_tokens": [2**16] * 3}
+    runs = pd.DataFrame(run)
+    scales = design.scales_of(runs)
+    assert scales["tokens"].round(3).tolist() == [1e9, 2e9]
+    assert design.make_space(runs).of(runs).tolist() == [0, 0, 1]
+    left = design.candidates(scales, (1e-3, 2e-3), (2**16, 2**16), runs)
+    found = {(round(row.tokens), round(row.lr, 5)) for row in left.itertuples()}
+    assert found == {(10**9, 0.00141), (2 * 10**9, 0.00141), (2 * 10**9, 0.002)}
+
+
 def test_active_parameters_cost():
     rows = pd.DataFrame({"params": [1e9, 1e9], "tokens": [1e10, 1e10], "params_active": [2e8, np.nan]})
     np.testing.assert_allclose(design.training_flops(rows), [1.2e19, 6e19])
@@ -186,4 +197,4 @@ def test_a_published_law_as_prior():
 def test_mixtures_of_experts_have_an_exponent_of_their_own():
     scales = pd.DataFrame({"params": [2e9, 2e9], "tokens": [1e10, 1e10], "params_active": [2e8, np.nan]})
     space = design.make_space(scales.merge(pd.DataFrame({"lr": [1e-3, 1e-2], "batch_tokens": [1e5, 1e6]}), how="cross"))
-    assert space.scales.shape == (2, 4) and len(set(space.of(scales))) == 2
+    assert space.x.shape == (2, 4) and len(set(space.of(scales))) == 2
