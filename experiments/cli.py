@@ -22,6 +22,7 @@ COMMANDS = {
     "predict": ("predict", "best learning rate and batch size, or the loss, at any scale"),
     "fit": ("fit", "fit a law to runs"),
     "allocate": ("allocate", "the size and tokens that a budget is best spent on; what a loss takes"),
+    "next": ("next", "which trials to run next, to know the best settings at a target for least FLOPs"),
     "compare": ("compare", "which of two recipes is better where, and where they cross"),
     "backtest": ("backtest", "hold out the largest runs: how far off would the law have been?"),
     "check": ("check", "is a fit to be trusted? coverage, residuals, outliers, prior, in sentences"),
