@@ -22,7 +22,6 @@ from laws.design_fit import (
     Belief,
     Space,
     derivatives,
-    distinct,
     fit,
     hessian,
     make_space,
@@ -60,9 +59,8 @@ def training_flops(table: pd.DataFrame) -> np.ndarray:
 
 def scales_of(runs: pd.DataFrame) -> pd.DataFrame:
     """params, tokens (and params_active) of every scale of `runs`; budgets that differ by rounding are one."""
-    params, tokens, share = np.exp(distinct(runs).T)
-    table = pd.DataFrame({"params": params, "tokens": tokens})
-    return table.assign(params_active=share * params) if "params_active" in runs else table
+    first_rows = np.unique(make_space(runs).of(runs), return_index=True)[1]
+    return runs[_keys(runs)].iloc[first_rows].reset_index(drop=True)
 
 
 def candidates(
@@ -78,7 +76,6 @@ def candidates(
     out["flops"] = training_flops(out)
     if runs is None or runs.empty:
         return out
-
     space = make_space(out, runs)
     done = space.of(out)[:, None] == space.of(runs)
     for column, ratio in (("lr", LR_RATIO), ("batch_tokens", BATCH_RATIO)):
