@@ -29,6 +29,8 @@ COMMANDS = {
     "datasets": ("datasets", "the published run tables that can be named, and where they come from"),
     "report": ("report", "laws, hold-outs and pictures of your runs on one HTML page"),
     "train": ("train", "train one model"),
+    "generate": ("generate", "let a trained model go on with a text"),
+    "export": ("export", "write a trained model in Hugging Face's format"),
     "sweep plan": ("sweep_plan", "what a grid would run, and what it would cost"),
     "sweep run": ("sweep_run", "run a grid; run it again to go on"),
     "sweep status": ("sweep_status", "how far a grid is"),

@@ -72,11 +72,15 @@ class Summary:
         return self.trials - self.already - self.ok - self.diverged - self.failed
 
 
-def train_chunk(chunk: Chunk, folder: Path, on_progress: Callable[[Progress], None]) -> list[Row]:
+def train_chunk(
+    chunk: Chunk, folder: Path, on_progress: Callable[[Progress], None], branch_from: Path | None = None
+) -> list[Row]:
     """The real trainer: the chunk as one population."""
     import engine
 
-    results = engine.train_population(chunk.base, chunk.hypers, folder=folder, on_progress=on_progress)
+    results = engine.train_population(
+        chunk.base, chunk.hypers, folder=folder, branch_from=branch_from, on_progress=on_progress
+    )
     return [result.row for result in results]
 
 

@@ -1,8 +1,8 @@
 """Fitting a law of the loss: robust weights at the mode, then its parameters with the form error integrated out, then
 the form error given the parameters.
 
-Noise is as `laws.noise` has it; a run's precision is found here by expectation-maximisation at the mode. Rows are
-padded to powers of two: tables of like size share programs.
+Noise is as `laws.noise` has it; a run's precision is found here by expectation-maximisation at the mode. Many cells are
+seen through a few nodes (`laws.nodes`), fewer are padded to powers of two: tables of like size share programs.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from laws import noise, normal, sampler
+from laws import nodes, noise, normal, sampler
 from laws.forms import discrepancy
 
 ROUNDS = 20  # of expectation and maximisation, at most
 TOLERANCE = 0.05  # of precisions, between rounds
 DROP = 1e-3  # share of the noise below which a coordinate of the form error is left to it while sampling
+MANY = 128  # cells from which on nodes stand for them
 OUTLIER = 0.15  # share of an ordinary run's precision below which a run is named as an outlier: about 5 deviations
 
 
@@ -37,6 +38,23 @@ def sample(
 
     form_error: False takes the form for true, with no `discrepancy` and `form_error` 0. laplace: by `normal.sample`,
     not `sampler.sample`. options: of either."""
+    cells = nodes.of(data) if len(data["log_loss"]) > MANY else None
+    found = _sample(form, data, cells, name, seed, form_error, laplace, **options)
+    if cells is not None and not cells.close(form.log_curve, found.draws, data):
+        found = _sample(form, data, None, name, seed, form_error, laplace, **options)
+    return found
+
+
+def _sample(
+    form: ModuleType,
+    data: dict[str, Any],
+    cells: nodes.Nodes | None,
+    name: str,
+    seed: int,
+    form_error: bool,
+    laplace: bool,
+    **options: Any,
+) -> normal.Samples:
     domain = discrepancy.domain(data)
     phi = discrepancy.features(domain, data)
     if "recipes" in data:
@@ -52,7 +70,7 @@ def sample(
         precision = weight / sizes**2
         grouped = None if run is None else noise.groups(precision, run, shared)
         turned = discrepancy.rotate(noise.whiten(felt, precision, grouped))
-        seen = observed(data, turned, precision, weight.sum(), grouped)
+        seen = observed(data, turned, precision, weight.sum(), grouped, cells=cells)
         values = normal.mode(form.model, seen, values, name=name, hold=form.HELD)
         residual = data["log_loss"] - form.log_curve(np, values, data)
         sd, error_sd = float(values["noise"]), float(values["form_error"])
@@ -77,7 +95,7 @@ def sample(
     if form_error and (laplace or not form.HELD):
         options["over"] = "form_error"
     ratio = (values["noise"] / values["form_error"]) ** 2
-    seen = observed(data, turned, precision, weight.sum(), grouped, DROP * ratio, known)
+    seen = observed(data, turned, precision, weight.sum(), grouped, DROP * ratio, known, cells)
     result = draw(form.model, seen, values, name=name, seed=seed, **options)
 
     draws = {site: result.draws[site] for site in form.SITES}
@@ -111,16 +129,24 @@ def observed(
     grouped: noise.Groups | None = None,
     least: float = 0.0,
     known: float = 1.0,
+    cells: nodes.Nodes | None = None,
 ) -> dict[str, Any]:
-    """`data` with its rows padded and what `grid.observe` needs: `root_precision` [row], `project` [row, k] and
-    `spread` [k] of `discrepancy.rotate`, `rest`: how many more coordinates `count` rows, by weight, have; `known`;
-    `run` and `share` [row] of `noise.groups` where there are checkpoints. Coordinates of spread below `least` are left
-    to the noise.
+    """`data` with its rows padded, or with the nodes of `cells` in their place, and what `grid.observe` needs:
+    `root_precision` [row], or what `nodes.reduce` gives; `project` [row, k] and `spread` [k] of `discrepancy.rotate`;
+    `rest`: how many more coordinates `count` rows, by weight, have; `known`; `run` and `share` [row] of `noise.groups`
+    where there are checkpoints. Coordinates of spread below `least` are left to the noise.
 
     known: factor by which `precision` is smaller than what the runs scatter with."""
     Q, s = turned
     Q, s = Q[:, s**2 >= least], s[s**2 >= least]
     rows = len(precision)
+    if cells is not None:
+        k = _power_of_two(max(len(s), 32))
+        W, log_loss = (noise.whiten(x, precision, grouped) for x in (cells.interpolate, data["log_loss"]))
+        plain = {key: value for key, value in data.items() if np.shape(value) != (rows,)}
+        out = plain | cells.x | nodes.reduce(W, log_loss, np.pad(Q, ((0, 0), (0, k - len(s)))))
+        out["spread"] = np.pad(s**2, (0, k - len(s)))
+        return out | {"known": known, "rest": known * (count - len(s)) - (k - len(s))}
     size = _power_of_two(rows)
     k = min(size, _power_of_two(max(len(s), 32)))
     out = {

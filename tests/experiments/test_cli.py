@@ -138,6 +138,17 @@ def test_train_one_model_with_a_field_changed(grid, tmp_path, capsys):
     assert say_json(capsys, "sweep", "table", "--out", tmp_path / "out")[0]["loss"] == row["loss"]
 
 
+def test_train_branches_from_a_trunk(grid, tmp_path, capsys):
+    recipe, trunk = grid.replace(":lrs", ":one"), tmp_path / "trunk"
+    wsd = ["train", recipe, "--set", "optim.schedule=wsd", "--set", "tokens=2560", "--set", "optim.decay_fraction=0.5"]
+    say_json(capsys, "train", recipe, "--set", "optim.schedule=constant", "--out", trunk)
+    branch, whole = say_json(capsys, *wsd, "--branch-from", trunk), say_json(capsys, *wsd)
+    assert (branch["run_id"], branch["loss"]) == (whole["run_id"], whole["loss"]) and branch["tokens"] == 2560
+    refused = [*wsd, "--set", "optim.lr=0.5", "--branch-from", trunk, "--out", tmp_path / "out"]
+    assert main([str(word) for word in refused]) == 2 and not (tmp_path / "out").exists()
+    assert "optim.lr is 0.5, but 0.001 in" in capsys.readouterr().err
+
+
 def test_train_without_a_folder_gives_the_same_loss(grid, swept, capsys):
     row = say_json(capsys, "train", grid.replace(":lrs", ":one"))
     rows = say_json(capsys, "sweep", "table", "--out", swept)

@@ -27,6 +27,7 @@ FILES = {
     "bad_corpus.py": b"from engine.config import *\n"
     b"def grid():\n    return TrainConfig(data=DataConfig(corpus='no/such/folder'))\n",
     "notes/thesis.tex": b"dear reader",
+    "gpt2/config.json": b'{"model_type": "gpt2"}',
     "heldout.csv": GOOD.replace("loss", "eval_loss").encode(),
     "diverged.csv": b"params,tokens,loss,status\n1e8,2e9,,diverged\n2e8,2e9,,diverged\n",
     "runs.nc": GOOD.encode(),
@@ -122,11 +123,21 @@ MISTAKES = [
     ("train dense_1m --set optim.lrr=1e-3 --out {d}/out", ["'optim.lrr'", "optim.lr"]),
     ("train dense_1m --set optim.lr=fast --out {d}/out", ["optim.lr", "'fast'"]),
     ("train dense_1m --set optim.lr=-1 --out {d}/out", ["optim.lr", "-1"]),
+    ("train dense_1m --set optim.optimizer=adam --out {d}/out", ["'adam'", "adafactor"]),
+    ("train dense_1m --branch-from {d}/none --out {d}/out", ["{d}/none"]),
+    ("train dense_1m --branch-from {d}/notes --out {d}/out", ["{d}/notes"]),
     ("train dense_1m --set optim.lr --out {d}/out", ["'optim.lr'", "field=value"]),
     ("train dense_1m --set seed=1 --set seed=2 --out {d}/out", ["seed", "twice"]),
     ("train dense_1m --set model.d_model=161 --out {d}/out", ["161"]),
     ("train moe_1m --set model.top_k=17 --out {d}/out", ["model.top_k 17", "model.n_experts 16"]),
     ("train dense_1m --set model.positions=learned --out {d}/out", ["'learned'", "sqrt_alibi"]),
+    # trained models
+    ("generate {d}/none --prompt x", ["none", "holds no model"]),
+    ("generate {d}/notes --prompt x", ["notes", "holds no model"]),
+    ("generate {d}/gpt2 --prompt x", ["'gpt2'", "llama"]),
+    ("export {d}/none --out {d}/out", ["none", "holds no model"]),
+    ("export {d}/gpt2 --out {d}/out", ["'gpt2'", "llama"]),
+    ("export {d}/none", ["--out"]),
 ]  # fmt: skip
 
 
