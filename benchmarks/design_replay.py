@@ -217,12 +217,12 @@ under `prior`. Columns:
 TRIED = """## What it shows
 
 On the dense cells 1.5% of the FLOPs, some 120 runs, leave 0.077%, and 10% leave 0.054%: what least squares on all runs
-leaves. 40 other seeds (`--no-fit --first-seed 10 --seeds 40`): OTHER. Up to some 3% of the FLOPs it is the
-choice of runs that counts: at random the same estimator needs ten times the FLOPs. From 5% on it is the estimator, and
-that it uses what each cell's own runs tell: the law alone stays above 0.07%, and the six cheapest cells in full, 8% of
-the FLOPs, do as well by the nearest run (0.049%), though not interpolated (0.086 against 0.073%). The regret that the
-design expects of itself leaves out what no smooth answer avoids on these cells, some 0.05%: a cell's lowest loss is the
-luckiest of several.
+leaves. 40 other seeds (`--no-fit --first-seed 10 --seeds 40`): 0.076 ± 0.011% and 0.055 ± 0.008%; of the mixtures of
+experts 0.101 ± 0.022% and 0.053 ± 0.005%. Up to some 3% of the FLOPs it is the choice of runs that counts: at random
+the same estimator needs ten times the FLOPs. From 5% on it is the estimator, and that it uses what each cell's own runs
+tell: the law alone stays above 0.07%, and the six cheapest cells in full, 8% of the FLOPs, do as well by the nearest
+run (0.049%), though not interpolated (0.086 against 0.073%). The regret that the design expects of itself leaves out
+what no smooth answer avoids on these cells, some 0.05%: a cell's lowest loss is the luckiest of several.
 
 A prior that is far off costs more than it brings (DeepSeek's, on the dense cells); Step Law's, made of dense runs,
 helps with the first few mixtures of experts. No trial is stopped early: these tables hold no learning curves.

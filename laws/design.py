@@ -22,7 +22,6 @@ from laws.design_fit import (
     Belief,
     Space,
     derivatives,
-    distinct,
     fit,
     hessian,
     make_space,
@@ -48,6 +47,7 @@ __all__ = [
 ]
 
 LR_RATIO, BATCH_RATIO = np.sqrt(2.0), 2.0  # steps of a grid of settings
+MOST = 3000  # candidates that a batch is chosen from: of more, those that are best alone
 
 
 def training_flops(table: pd.DataFrame) -> np.ndarray:
@@ -59,9 +59,8 @@ def training_flops(table: pd.DataFrame) -> np.ndarray:
 
 def scales_of(runs: pd.DataFrame) -> pd.DataFrame:
     """params, tokens (and params_active) of every scale of `runs`; budgets that differ by rounding are one."""
-    params, tokens, share = np.exp(distinct(runs).T)
-    table = pd.DataFrame({"params": params, "tokens": tokens})
-    return table.assign(params_active=share * params) if "params_active" in runs else table
+    first_rows = np.unique(make_space(runs).of(runs), return_index=True)[1]
+    return runs[_keys(runs)].iloc[first_rows].reset_index(drop=True)
 
 
 def candidates(
@@ -77,7 +76,6 @@ def candidates(
     out["flops"] = training_flops(out)
     if runs is None or runs.empty:
         return out
-
     space = make_space(out, runs)
     done = space.of(out)[:, None] == space.of(runs)
     for column, ratio in (("lr", LR_RATIO), ("batch_tokens", BATCH_RATIO)):
@@ -158,23 +156,22 @@ def choose(
             f"no candidate costs at most {flops:.3g} FLOPs: the cheapest of {len(cost)} takes "
             f"{cost.min() if len(cost) else np.inf:.3g}; raise the budget, or allow smaller scales"
         )
-    at, (lr, batch_tokens) = belief.space.of(table), np.log(table[["lr", "batch_tokens"]].to_numpy(float)).T
-    above, by_local = surface(quantities(belief.space, belief.theta)[at], lr, batch_tokens)
-    by_local[:, FLOOR] = 1.0
     root = np.linalg.cholesky(belief.cov)
-    Z = (
-        derivatives(belief.space, at, by_local) @ root
-    )  # in units of the posterior: candidate [row, p], targets [p, 2 targets]
     T = root.T @ _target_root(belief, targets)
-    # Where a candidate's loss is little known, so is how far from the optimum it lies.
-    noise = belief.noise**2 + FORM_ERROR**2 * (above**2 + np.sum(Z**2, axis=1))
-    usable = above < MAX_EXCESS
+    offered = np.flatnonzero(cost <= flops)
+    if len(offered) > MOST:
+        parts = np.array_split(offered, -(-len(offered) // MOST))
+        alone = np.concatenate([_gain(*_whitened(belief, root, table.iloc[part]), T) for part in parts])
+        best = np.argsort(-alone / np.maximum(cost[offered], slot), kind="stable")[:MOST]
+        offered = np.sort(offered[best])
+    table, cost = table.iloc[offered], cost[offered]
+    Z, noise = _whitened(belief, root, table)
     program = pd.factorize(pd.MultiIndex.from_frame(table[[*_keys(table), "batch_tokens"]].fillna(-1.0)))[0]
     chosen: list[int] = []
     gains: list[float] = []
     together = np.ones(len(cost), bool)
     while len(chosen) < batch:
-        gain = np.where(usable, np.sum((Z @ T) ** 2, axis=1) / (noise + np.sum(Z**2, axis=1)), 0.0)
+        gain = _gain(Z, noise, T)
         worth = np.where(cost <= flops, gain / np.maximum(cost, slot), 0.0)
         worth[chosen] = 0.0
         if cohort > 1 and (len(chosen) % cohort == 0 or not np.any(worth[together] > 0)):
@@ -190,7 +187,24 @@ def choose(
         c = (1 - np.sqrt(noise[i] / (noise[i] + z @ z))) / (z @ z)
         Z -= c * np.outer(Z @ z, z)
         T -= c * np.outer(z, z @ T)
-    return np.array(chosen, int), np.array(gains)
+    return offered[np.array(chosen, int)], np.array(gains)
+
+
+def _whitened(belief: Belief, root: np.ndarray, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """(the candidates' derivatives in units of the posterior [row, p], the variance of their noise [row]): infinite
+    where a run would be too far from the optimum to count."""
+    at, settings = belief.space.of(table), np.log(table[["lr", "batch_tokens"]].to_numpy(float))
+    above, by_local = surface(quantities(belief.space, belief.theta)[at], settings[:, 0], settings[:, 1])
+    by_local[:, FLOOR] = 1.0
+    Z = derivatives(belief.space, at, by_local) @ root
+    # Where a candidate's loss is little known, so is how far from the optimum it lies.
+    noise = belief.noise**2 + FORM_ERROR**2 * (above**2 + np.sum(Z**2, axis=1))
+    return Z, np.where(above < MAX_EXCESS, noise, np.inf)
+
+
+def _gain(Z: np.ndarray, noise: np.ndarray, T: np.ndarray) -> np.ndarray:
+    """What each candidate alone takes from the expected regret, [row]."""
+    return np.sum((Z @ T) ** 2, axis=1) / (noise + np.sum(Z**2, axis=1))
 
 
 def _best_group(worth: np.ndarray, group: np.ndarray, size: int) -> int:

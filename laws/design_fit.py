@@ -54,9 +54,10 @@ class Space:
 
     def of(self, table: pd.DataFrame) -> np.ndarray:
         """The scale of every row; all must be in the space."""
-        apart = np.abs(_logs(table)[:, None] - self.logs).max(axis=2)
+        logs, row = np.unique(_logs(table), axis=0, return_inverse=True)
+        apart = np.abs(logs[:, None] - self.logs).max(axis=2)
         assert len(apart) == 0 or apart.min(axis=1).max() < SAME
-        return apart.argmin(axis=1)
+        return apart.argmin(axis=1)[row.reshape(-1)]
 
 
 def distinct(*tables: pd.DataFrame) -> np.ndarray:
@@ -275,11 +276,10 @@ def _mode(
         J = derivatives(space, at, local)
         value = np.sum(weight * r**2) + np.sum((theta - mean) ** 2 * precision)
         gradient = J.T @ (weight * r) - (theta - mean) * precision
-        A = (J.T * weight) @ J
-        A[np.diag_indices_from(A)] += precision
+        diagonal = np.sum(J**2 * weight[:, None], axis=0) + precision
         gain = 0.0
         while damping < 1e8:
-            tried = theta + np.linalg.solve(A + damping * np.diag(np.diag(A)), gradient)
+            tried = theta + _solve(J, weight, precision + damping * diagonal, gradient)
             r_new, local_new, above_new = residuals(tried)
             new = np.sum(weight * r_new**2) + np.sum((tried - mean) ** 2 * precision)
             if new <= value:
@@ -289,18 +289,27 @@ def _mode(
                 break
             damping *= 5
         if step > 4:
-            leverage = np.trace(np.linalg.solve(A, (J.T * weight) @ J))
+            leverage = np.sum(J.T * _solve(J, weight, precision, J.T * weight))
             noise = _noise(r[~lost], above[~lost], leverage)
         if step > 8 and gain < 1e-3:
             break
     variance = noise**2 + (FORM_ERROR * above) ** 2
     weight = (TAILS + 1) / (TAILS + r**2 / variance) / variance
-    J = derivatives(space, at, local)
-    A = (J.T * weight) @ J
-    A[np.diag_indices_from(A)] += precision
+    cov = _solve(derivatives(space, at, local), weight, precision, np.eye(len(theta)))
     fit = (TAILS + 1) / 2 * np.sum(np.log1p(r**2 / variance / TAILS)) + np.sum(np.log(variance)) / 2
     fit += np.sum((theta - mean) ** 2 * precision) / 2
-    return float(fit), theta, np.linalg.inv(A), noise
+    return float(fit), theta, (cov + cov.T) / 2, noise
+
+
+def _solve(J: np.ndarray, weight: np.ndarray, diagonal: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(J' weight J + diagonal)^-1 b; by Woodbury's formula where there are fewer rows than many unknowns."""
+    if len(J) >= len(diagonal) or len(diagonal) < 500:
+        A = (J.T * weight) @ J
+        A[np.diag_indices_from(A)] += diagonal
+        return np.linalg.solve(A, b)
+    scaled = J / diagonal
+    inner = np.linalg.solve(np.diag(1 / weight) + scaled @ J.T, scaled @ b)
+    return (b.T / diagonal).T - scaled.T @ inner
 
 
 def _noise(r: np.ndarray, above: np.ndarray, leverage: float) -> float:

@@ -85,6 +85,14 @@ def test_the_surface_is_the_laws_and_its_derivatives_are_right():
         np.testing.assert_allclose(at[:, i, j], sum(moved) / (4 * h**2), rtol=1e-3, atol=1e-7)
 
 
+def test_both_ways_to_solve_agree():
+    rng = np.random.default_rng(0)
+    J, weight, diagonal = rng.normal(size=(20, 600)), rng.uniform(1, 9, 20), rng.uniform(1, 4, 600)
+    for b in (rng.normal(size=600), rng.normal(size=(600, 3))):
+        expected = np.linalg.solve(J.T @ (weight[:, None] * J) + np.diag(diagonal), b)
+        np.testing.assert_allclose(design_fit._solve(J, weight, diagonal, b), expected, rtol=1e-8, atol=1e-12)
+
+
 def test_gains_are_what_adding_the_trials_takes_from_the_regret(table):
     """Beside the plain formula for the covariance after a batch."""
     belief, targets = begun(table)
