@@ -1,10 +1,13 @@
 """The trainer: decoders, dense or of experts, one or many to a program, on CPU, GPU and TPU meshes."""
 
+from engine import hf
 from engine.checkpoint import Keep
 from engine.config import ComputeConfig, DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from engine.errors import InputError
 from engine.loop import Progress, Result, check, train, train_population
 from engine.model import init, logits
+from engine.sample import generate
+from engine.trained import Trained, load
 
 __all__ = [
     "ComputeConfig",
@@ -17,8 +20,12 @@ __all__ = [
     "Progress",
     "Result",
     "TrainConfig",
+    "Trained",
     "check",
+    "generate",
+    "hf",
     "init",
+    "load",
     "logits",
     "train",
     "train_population",

@@ -5,7 +5,7 @@
 - cudnn: the GPU library's fused kernel; bfloat16, no bias; trials folded into the batch.
 
 Shapes: G trials, B sequences, T tokens, H query heads, K key/value heads, R = H / K, C head_dim; of a block Q queries
-and S keys.
+and S keys; of a cache S slots.
 """
 
 from __future__ import annotations
@@ -41,6 +41,35 @@ def attention(
     t = q_GBTHC.shape[2]
     block = max(BLOCK, -(-t // MAX_BLOCKS)) if backend == "blocks" else t
     return _by_blocks(q_GBTHC, k_GBTKC, v_GBTKC, bias_HTT, block)
+
+
+def attention_to_cache(
+    q_GB1HC: jax.Array,
+    k_GB1KC: jax.Array,
+    v_GB1KC: jax.Array,
+    cache: tuple[jax.Array, jax.Array],
+    at_B: jax.Array,
+    bias_HBS: jax.Array | None = None,
+) -> jax.Array:
+    """`attention` of one new token a sequence, at position at_B, for itself and the cache's slots before that.
+
+    cache: keys and values [G, B, K, S, C]; slot s is position s. bias_HBS: for the slots; none for itself (a distance
+    of zero). Returns [G, B, 1, H, C].
+    """
+    g, b, _, h, c = q_GB1HC.shape
+    k_GBKSC, v_GBKSC = cache
+    n_kv, n_slots = k_GBKSC.shape[2:4]
+    q_GBKRC = q_GB1HC.reshape(g, b, n_kv, h // n_kv, c)
+    k_GBKC, v_GBKC = k_GB1KC[:, :, 0], v_GB1KC[:, :, 0]
+    past = jnp.einsum("gbkrc,gbksc->gbkrs", q_GBKRC, k_GBKSC, preferred_element_type=jnp.float32) * np.float32(c**-0.5)
+    own = jnp.einsum("gbkrc,gbkc->gbkr", q_GBKRC, k_GBKC, preferred_element_type=jnp.float32) * np.float32(c**-0.5)
+    if bias_HBS is not None:
+        past += jnp.swapaxes(bias_HBS, 0, 1).reshape(b, n_kv, h // n_kv, n_slots)
+    visible_BS = jnp.arange(n_slots) < at_B[:, None]
+    past = jnp.where(visible_BS[:, None, None], past, -jnp.inf)
+    weights = jax.nn.softmax(jnp.concatenate([past, own[..., None]], axis=-1), axis=-1).astype(v_GBKSC.dtype)
+    out = jnp.einsum("gbkrs,gbksc->gbkrc", weights[..., :-1], v_GBKSC) + weights[..., -1:] * v_GBKC[..., None, :]
+    return out.reshape(q_GB1HC.shape)
 
 
 def choose(wanted: str, *, head_dim: int, dtype: str, biased: bool) -> str:

@@ -14,7 +14,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,8 @@ KEEP = Keep()
 
 @dataclass(frozen=True)
 class Saved:
-    """What a checkpoint holds. `meta` is JSON: `trials` (run ids), `configs`, `elapsed_s`."""
+    """What a checkpoint holds. `meta` is JSON: `trials` (run ids), `configs`, `tokenizer` (as JSON; null where tokens
+    are no text), `lanes`, `elapsed_s`."""
 
     step: int
     state: Any
@@ -60,18 +61,26 @@ class Saved:
 
 
 class Checkpoints:
-    """The checkpoints of one population, in one folder. Saves are asynchronous; leaving the `with` block waits."""
+    """The checkpoints of one population, in one folder. Saves are asynchronous; leaving the `with` block waits.
 
-    def __init__(self, folder: str | Path, keep: Keep = KEEP):
+    read_only: nothing is saved, made or removed.
+    """
+
+    def __init__(self, folder: str | Path, keep: Keep = KEEP, *, read_only: bool = False):
         import orbax.checkpoint as ocp
 
         self.folder = Path(folder).absolute()
         self._ocp = ocp
+        self._read_only = read_only
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=_policy(keep), enable_async_checkpointing=True, cleanup_tmp_directories=True
+            preservation_policy=None if read_only else _policy(keep),
+            create=not read_only,
+            cleanup_tmp_directories=not read_only,
+            enable_async_checkpointing=True,
         )
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            if not read_only:
+                self.folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         except OSError as error:
             raise InputError(
@@ -98,59 +107,89 @@ class Checkpoints:
         with self._named():
             self._manager.wait_until_finished()
 
-    def restore(self, state: Any, *, trials: list[str]) -> Saved | None:
+    def restore(self, state: Any, *, check: Callable[[int, dict[str, Any]], None]) -> Saved | None:
         """The newest good step, or None when there is none at all.
 
-        state: pytree of ShapeDtypeStruct with shardings (any mesh). trials: run ids, which must be the saved ones.
-        Raises InputError when the folder holds another population, or steps but no good one.
+        state: pytree of ShapeDtypeStruct with shardings (any mesh). check: given step and meta, raises InputError when
+        this is not the population that is wanted (`of_trials`). Raises InputError also for steps but no good one.
         """
+        saved = self._newest(state, check)
+        if saved is not None and not self._read_only:
+            for damaged in [s for s in self._manager.all_steps() if s > saved.step]:
+                shutil.rmtree(self.folder / str(damaged), ignore_errors=True)
+            self._manager.reload()
+        return saved
+
+    def read(self) -> Saved | None:
+        """As `restore`, for whatever trials and optimizer: state as nested dicts of numpy arrays, named as on disk."""
+        return self._newest(None, lambda step, meta: None)
+
+    def _newest(self, state: Any, check: Callable[[int, dict[str, Any]], None]) -> Saved | None:
         bad: list[str] = []
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                saved = self._read(step, state, trials)
+                return self._read(step, state, check)
             except InputError:
                 raise
             except Exception as error:
                 # Orbax and TensorStore raise whatever a damaged file leads them to; each means: not this step.
                 bad.append(f"step {step}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
                 log.warning("checkpoint of %s is damaged (%s); trying the one before", self.folder, bad[-1])
-                continue
-            for damaged in [s for s in self._manager.all_steps() if s > step]:
-                shutil.rmtree(self.folder / str(damaged), ignore_errors=True)
-            self._manager.reload()
-            return saved
         if bad:
             raise InputError(
                 f"no good checkpoint in {self.folder} ({'; '.join(bad)}); delete that folder to start this run anew"
             )
         return None
 
-    def _read(self, step: int, state: Any, trials: list[str]) -> Saved:
+    def newest(self) -> tuple[int, dict[str, Any]] | None:
+        """Step and meta of the newest whose meta is good; None when there is none."""
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                return step, self._meta(step)
+            except Exception:  # as in `restore`
+                continue
+        return None
+
+    def of_trials(self, run_ids: list[str]) -> Callable[[int, dict[str, Any]], None]:
+        """A check that the saved trials are these."""
+
+        def check(_: int, meta: dict[str, Any]) -> None:
+            if meta["trials"] != run_ids:
+                raise InputError(
+                    f"{self.folder} holds a checkpoint of other trials ({meta['trials'][0]} and so on, not "
+                    f"{run_ids[0]}); name another folder"
+                )
+
+        return check
+
+    def _read(self, step: int, state: Any, check: Callable[[int, dict[str, Any]], None]) -> Saved:
         args = self._ocp.args
-        meta = self._manager.restore(step, args=args.Composite(meta=args.JsonRestore()))["meta"]
-        if meta != _signed({k: v for k, v in meta.items() if k != "digest"}):
-            raise ValueError("its meta data differs from its digest")
-        if meta["trials"] != trials:
-            raise InputError(
-                f"{self.folder} holds a checkpoint of other trials ({meta['trials'][0]} and so on, not {trials[0]}); "
-                "name another folder"
-            )
-        history = {
-            name: jax.ShapeDtypeStruct(tuple(shape), dtype)
-            for name, (shape, dtype, _) in sorted(meta["leaves"].items())
-            if name.startswith("history/")
-        }
-        target = {"state": state, "history": {k.removeprefix("history/"): v for k, v in history.items()}}
+        meta = self._meta(step)
+        check(step, meta)
+        shapes = _nested(
+            {name: jax.ShapeDtypeStruct(tuple(shape), dtype) for name, (shape, dtype, _) in meta["leaves"].items()}
+        )
+        target = {"state": shapes["state"] if state is None else state, "history": shapes.get("history", {})}
         arrays = self._manager.restore(step, args=args.Composite(arrays=args.StandardRestore(_as_dict(target))))[
             "arrays"
         ]
         for name, leaf in _leaves(arrays).items():
             if list(_describe(np.asarray(leaf))) != list(meta["leaves"].get(name, ())):
                 raise ValueError(f"{name} differs from its digest")
+        if state is None:
+            state = jax.tree.map(np.asarray, arrays["state"])
+            return Saved(step, state, jax.tree.map(np.asarray, arrays["history"]), meta)
         treedef = jax.tree.structure(state)
         flat = list(_leaves({"state": arrays["state"]}).values())
         history_values = {k: np.asarray(v) for k, v in arrays["history"].items()}
         return Saved(step, jax.tree.unflatten(treedef, flat), history_values, meta)
+
+    def _meta(self, step: int) -> dict[str, Any]:
+        args = self._ocp.args
+        meta = self._manager.restore(step, args=args.Composite(meta=args.JsonRestore()))["meta"]
+        if meta != _signed({k: v for k, v in meta.items() if k != "digest"}):
+            raise ValueError("its meta data differs from its digest")
+        return meta
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -196,6 +235,18 @@ def _leaves(tree: Any) -> dict[str, Any]:
     """Leaves by path, 'state/params/embed', in tree order."""
     pairs = jax.tree_util.tree_flatten_with_path(_as_dict(tree))[0]
     return {"/".join(str(getattr(k, "key", k)) for k in path): leaf for path, leaf in pairs}
+
+
+def _nested(leaves: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `_leaves`, but for the order of leaves."""
+    tree: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        *path, last = name.split("/")
+        node = tree
+        for key in path:
+            node = node.setdefault(key, {})
+        node[last] = leaf
+    return tree
 
 
 def _as_dict(tree: Any) -> Any:

@@ -35,8 +35,8 @@ def rope_table(n_positions: int, head_dim: int, theta: float) -> tuple[jax.Array
 
 
 def rope(x_GBTHC: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotates the pairs (c, c + C/2), as Llama's published weights have them."""
-    cos, sin = (t[None, None, :, None, :].astype(x_GBTHC.dtype) for t in table)
+    """Rotates the pairs (c, c + C/2), as Llama's published weights have them. table: [T, C/2], or [B, T, C/2]."""
+    cos, sin = (t[..., None, :].astype(x_GBTHC.dtype) for t in table)
     a, b = jnp.split(x_GBTHC, 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
@@ -50,11 +50,14 @@ def alibi_slopes(n_heads: int) -> np.ndarray:
     return np.concatenate([first, rest]).astype(np.float32)
 
 
-def alibi(n_positions: int, n_heads: int, *, sqrt: bool) -> jax.Array:
-    """Attention bias [H, T, T]: -slope (t - s) for query t and key s; sqrt: -slope sqrt(t - s), as in Step Law."""
+def alibi(n_positions: int, n_heads: int, *, sqrt: bool, queries: jax.Array | None = None) -> jax.Array:
+    """Attention bias [H, T, T]: -slope (t - s) for query t and key s; sqrt: -slope sqrt(t - s), as in Step Law.
+
+    queries: [Q], only those at these positions, [H, Q, T].
+    """
     at = jnp.arange(n_positions, dtype=jnp.float32)
-    distance_TT = jnp.maximum(at[:, None] - at[None, :], 0.0)
-    return -jnp.asarray(alibi_slopes(n_heads))[:, None, None] * (jnp.sqrt(distance_TT) if sqrt else distance_TT)[None]
+    distance_QT = jnp.maximum((at if queries is None else queries)[:, None] - at[None, :], 0.0)
+    return -jnp.asarray(alibi_slopes(n_heads))[:, None, None] * (jnp.sqrt(distance_QT) if sqrt else distance_QT)[None]
 
 
 def feed_forward(x_GBTD: jax.Array, gate_GDF: jax.Array | None, up_GDF: jax.Array, down_GFD: jax.Array) -> jax.Array:

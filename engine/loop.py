@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from engine import accelerators, checkpoint, data, population, step, stop
+from engine import accelerators, branch, checkpoint, data, optim, population, step, stop
 from engine import config as config_lib
 from engine import lanes as lanes_lib
 from engine import logs as logs_lib
@@ -51,14 +51,15 @@ def train(
     config: TrainConfig,
     *,
     folder: str | Path | None = None,
+    branch_from: str | Path | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     **how: Any,
 ) -> Result:
     """Trains one model. With a folder: checkpoints go there, and a run that was cut off goes on from its last.
-
-    how: further arguments of `train_population`.
+    branch_from: another run's folder, from whose last checkpoint a new run goes on (`engine.branch`). how: further
+    arguments of `train_population`.
     """
-    return train_population(config, [{}], folder=folder, on_progress=on_progress, **how)[0]
+    return train_population(config, [{}], folder=folder, branch_from=branch_from, on_progress=on_progress, **how)[0]
 
 
 def train_population(
@@ -66,6 +67,7 @@ def train_population(
     hypers: Sequence[Mapping[str, float]],
     *,
     folder: str | Path | None = None,
+    branch_from: str | Path | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     save_every_s: float = 60.0,
     keep: Keep = KEEP,
@@ -77,8 +79,10 @@ def train_population(
 
     hypers: per trial, dotted names of `config.HYPERS` to numbers; the rest is `config`'s. folder: checkpoints, every
     save_every_s seconds, at the end, and before passing on what on_progress raises; with one there the run goes on
-    from it, bit for bit as if never stopped. keep: which of them stay. logs: folder of the metrics (`engine.logs`), by
-    default `folder`/logs; wandb: a Weights & Biases project for them too; profile: (first, last), steps to trace there.
+    from it, bit for bit as if never stopped. branch_from: a folder of another population's checkpoints, from whose
+    last these trials go on if they have none of their own, bit for bit as if they had done those steps
+    (`engine.branch`). keep: which checkpoints stay. logs: folder of the metrics (`engine.logs`), by default
+    `folder`/logs; wandb: a Weights & Biases project for them too; profile: (first, last), steps to trace there.
     A trial whose loss or gradient stops being finite freezes and is reported as diverged; the others are untouched.
     SIGTERM, unless the caller handles it, saves at the next step and raises SystemExit(143), if there is a folder.
     Raises InputError for impossible configs, data that can't be had, a folder of something else, or a full disk.
@@ -86,12 +90,13 @@ def train_population(
     started = time.monotonic()
     job = _prepare(config, hypers)
     history = History(job.steps, len(job.trials))
+    tokenizer = None if job.corpus.tokenizer is None else job.corpus.tokenizer.to_json()
     if logs is None and folder is not None:
         logs = Path(folder) / "logs"
     with ExitStack() as stack:
         asked = stack.enter_context(stop.on_sigterm(folder))
         store = stack.enter_context(checkpoint.Checkpoints(folder, keep)) if folder is not None else None
-        state, elapsed, job = _start(job, store, history)
+        state, elapsed, job = _start(job, store, history, branch_from)
         log = stack.enter_context(logs_lib.Logs(logs, job.trials, wandb=wandb))
         log.start(history.so_far())
 
@@ -99,6 +104,7 @@ def train_population(
             if store is not None:
                 meta = {
                     **job.identity(),
+                    "tokenizer": tokenizer,
                     "lanes": job.config.compute.lanes,
                     "elapsed_s": elapsed + time.monotonic() - started,
                 }
@@ -138,7 +144,7 @@ def _results(job: _Job, state: step.State, history: History, clock: float, folde
 
 def check(config: TrainConfig, *, n_trials: int = 1) -> None:
     """Raises the InputError that training `config` with n_trials trials would start with, without training."""
-    mesh_lib.state_sharding(_prepare(config, [{}] * n_trials).mesh, config.model)
+    mesh_lib.state_sharding(_prepare(config, [{}] * n_trials).mesh, config.model, optim.method(config.optim))
 
 
 @dataclass(frozen=True)
@@ -188,17 +194,22 @@ def _prepare(config: TrainConfig, hypers: Sequence[Mapping[str, float]]) -> _Job
     return _Job(config, trials, corpus, mesh, hyper_G)
 
 
-def _start(job: _Job, store: checkpoint.Checkpoints | None, history: History) -> tuple[step.State, float, _Job]:
-    """The state to go on from and the seconds spent before: the last good checkpoint's (filling history), or new; and
-    the job with its lanes, which are those of the checkpoint, if they still fit the mesh."""
+def _start(
+    job: _Job, store: checkpoint.Checkpoints | None, history: History, branch_from: str | Path | None
+) -> tuple[step.State, float, _Job]:
+    """The state to go on from and the seconds spent before: the last good checkpoint's (filling history), its own or
+    else its trunk's, or new; and the job with its lanes, which are those of the checkpoint, if they still fit the
+    mesh."""
     wanted = job.config.compute.lanes
-    if store is not None:
+    if store is not None or branch_from is not None:
         target = jax.tree.map(
             lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
             jax.eval_shape(lambda: population.init_state(job.mesh, job.trials, job.hyper_G)),
-            mesh_lib.state_sharding(job.mesh, job.config.model),
+            mesh_lib.state_sharding(job.mesh, job.config.model, optim.method(job.config.optim)),
         )
-        saved = store.restore(target, trials=job.identity()["trials"])
+        saved = None if store is None else store.restore(target, check=store.of_trials(job.identity()["trials"]))
+        if saved is None and branch_from is not None:
+            saved = branch.trunk(branch_from, target, job.trials)
         if saved is not None:
             history.extend(saved.history)
             return saved.state, saved.meta["elapsed_s"], job.with_lanes(wanted or saved.meta["lanes"])

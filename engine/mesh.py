@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from engine import model as model_lib
-from engine import step
+from engine import optim, step
 from engine.config import MeshConfig, ModelConfig
 from engine.errors import InputError
 
@@ -63,12 +63,14 @@ def make_mesh(config: MeshConfig, *, n_trials: int, batch_size: int, devices: li
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[: math.prod(shape)])
 
 
-def state_sharding(mesh: Mesh, model: ModelConfig) -> Any:
+def state_sharding(mesh: Mesh, model: ModelConfig, method: optim.Method) -> Any:
     """A `step.State` of shardings. Raises InputError when a mesh axis does not divide the weights it shards.
 
-    A vocabulary that does not divide (257 bytes) is replicated.
+    A vocabulary that does not divide (257 bytes) is replicated. What an optimizer keeps in the shape of a parameter is
+    sharded as that is; what is smaller (counts, Adafactor's rows and columns) is replicated, but for its trials.
     """
-    sizes = jax.tree.map(lambda x: x.shape, jax.eval_shape(partial(model_lib.init, model)))
+    shapes = jax.eval_shape(partial(model_lib.init, model))
+    sizes = jax.tree.map(lambda x: x.shape, shapes)
     axes = model_lib.logical_axes(model)
     trial_axis = model_lib.trial_axis(sizes)
 
@@ -87,15 +89,24 @@ def state_sharding(mesh: Mesh, model: ModelConfig) -> Any:
 
     is_axes = lambda x: isinstance(x, tuple)  # noqa: E731
     params = {k: jax.tree.map(partial(leaf, trial_axis[k]), axes[k], sizes[k], is_leaf=is_axes) for k in sizes}
-    per_trial = NamedSharding(mesh, P("trial"))
-    empty, adam, masked = step.moments_axis(sizes)
-    shardings: Any = dict(
-        params=params,
-        moments=(empty, adam._replace(count=per_trial, mu=params, nu=params), masked),
-        step=replicated(mesh),
-        alive=per_trial,
-    )
-    return step.State(**shardings)
+    flat = jax.tree_util.tree_flatten_with_path(shapes)[0]
+    of_param = {_keys(path): (x.shape, sharding) for (path, x), sharding in zip(flat, jax.tree.leaves(params))}
+
+    def moment(path: Any, at: int, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        keys = _keys(path)
+        for name in (keys[i:] for i in range(len(keys))):
+            if name in of_param and of_param[name][0] == leaf.shape:
+                return of_param[name][1]
+        return NamedSharding(mesh, P(*[None] * at, "trial"))
+
+    moments = jax.eval_shape(partial(optim.init_moments, method), shapes)
+    moments = jax.tree_util.tree_map_with_path(moment, step.moments_axis(model, method), moments)
+    return step.State(params, moments, replicated(mesh), NamedSharding(mesh, P("trial")))  # type: ignore[arg-type]
+
+
+def _keys(path: Any) -> tuple[str, ...]:
+    """The dicts' keys in a leaf's path: of a moment they end with its parameter's."""
+    return tuple(entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -1,8 +1,8 @@
 """The decoder. An NNX module declares the parameters; everything that runs is a pure function of a plain pytree.
 
 Shapes: G trials, L layers, M routed layers, B sequences, T tokens, D d_model, H query heads, K key/value heads,
-C head_dim, F d_ff, E experts, V vocabulary. A single model's leaves have no G; a population's have G in front, behind L
-where layers are stacked.
+C head_dim, F d_ff, E experts, V vocabulary, S slots of a cache. A single model's leaves have no G; a population's have
+G in front, behind L where layers are stacked.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from jax.ad_checkpoint import checkpoint_name
 
 from engine import layers
 from engine.architecture import REMAT_NAMES, ModelConfig
-from engine.attention import attention, choose
+from engine.attention import attention, attention_to_cache, choose
 from engine.moe import Routing, moe
 
 # {"embed": [V, D], "layers": {name: [L, ...]}, "norm": [D], "head": [D, V] unless tied}; in a mixture of experts whose
 # first layers are dense these are in "dense_layers" and "layers" are the routed ones.
 Params = dict[str, Any]
+# What decoding remembers: of each stack of layers keys and values, [L, G, B, K, S, C]; slot s holds position s.
+Cache = dict[str, tuple[jax.Array, jax.Array]]
 
 
 class _Layers(nnx.Module):
@@ -151,12 +153,51 @@ def hidden(
     in front: [M, G, E] and [M, G]; None for a dense model.
     """
     places = _places(config, tokens_BT.shape[1])
-    block = _rematerialised(partial(_block, config, places, attend), remat)
-    x = layers.embed(params_G["embed"], tokens_BT).astype(dtype)
-    if "dense_layers" in params_G:
-        x, _ = jax.lax.scan(block, x, params_G["dense_layers"])
-    x, routing = jax.lax.scan(block, x, params_G["layers"])
+    block = _rematerialised(partial(_block, config, places, attend, False), remat)
+    x, routing, _ = _through(block, params_G, layers.embed(params_G["embed"], tokens_BT).astype(dtype))
     return layers.rmsnorm(x, params_G["norm"], config.norm_eps), routing
+
+
+def prefill(
+    config: ModelConfig, params_G: Params, tokens_BT: jax.Array, n_slots: int, dtype: Any, *, attend: str = "xla"
+) -> tuple[jax.Array, Cache]:
+    """`hidden`'s activations, and the cache of these tokens with room for n_slots >= T."""
+    block = partial(_block, config, _places(config, tokens_BT.shape[1]), attend, True)
+    x, _, fresh = _through(block, params_G, layers.embed(params_G["embed"], tokens_BT).astype(dtype))
+    room = [(0, 0)] * 4 + [(0, n_slots - tokens_BT.shape[1]), (0, 0)]
+    cache = jax.tree.map(lambda x_LGBTKC: jnp.pad(jnp.swapaxes(x_LGBTKC, 3, 4), room), fresh)
+    return layers.rmsnorm(x, params_G["norm"], config.norm_eps), cache
+
+
+def extend(
+    config: ModelConfig, params_G: Params, tokens_B: jax.Array, at_B: jax.Array, cache: Cache, dtype: Any
+) -> tuple[jax.Array, Cache]:
+    """`hidden`'s activations [G, B, D] of one more token a sequence, at position at_B; the cache with it written there.
+
+    Only slots before at_B are read, so what padding left behind it does not matter.
+    """
+    n_slots = jax.tree.leaves(cache)[0].shape[4]
+    block = partial(_block, config, _places(config, n_slots, at_B), "cache", True)
+    x, _, fresh = _through(block, params_G, layers.embed(params_G["embed"], tokens_B[:, None]).astype(dtype), cache)
+
+    def write(old_LGBKSC: jax.Array, new_LGB1KC: jax.Array) -> jax.Array:
+        new_BLGKC = jnp.moveaxis(new_LGB1KC[:, :, :, 0], 2, 0)
+        return old_LGBKSC.at[:, :, jnp.arange(at_B.shape[0]), :, at_B].set(new_BLGKC)
+
+    cache = jax.tree.map(write, cache, fresh)
+    return layers.rmsnorm(x[:, :, 0], params_G["norm"], config.norm_eps), cache
+
+
+def _through(
+    block: Any, params_G: Params, x_GBTD: jax.Array, cache: Cache | None = None
+) -> tuple[jax.Array, Routing | None, Any]:
+    """All layers: activations, the last stack's routing, and by stack the keys and values that `block` keeps."""
+    fresh, routing = {}, None
+    for stack in ("dense_layers", "layers"):
+        if stack in params_G:
+            xs = (params_G[stack], None if cache is None else cache[stack])
+            x_GBTD, (routing, fresh[stack]) = jax.lax.scan(block, x_GBTD, xs)
+    return x_GBTD, routing, fresh
 
 
 def _rematerialised(block: Any, remat: str) -> Any:
@@ -168,34 +209,50 @@ def _rematerialised(block: Any, remat: str) -> Any:
     return jax.checkpoint(block, policy=policy, prevent_cse=False)  # in a scan nothing can be merged
 
 
-def _places(config: ModelConfig, n_positions: int) -> dict[str, Any]:
-    """What attention knows of positions: the rotation, or a bias."""
+def _places(config: ModelConfig, n_positions: int, at_B: jax.Array | None = None) -> dict[str, Any]:
+    """What attention knows of positions: the rotation, or a bias. at_B: of one token a sequence, at these positions."""
     assert config.head_dim is not None
+    here = {} if at_B is None else {"at": at_B}
     if config.positions == "rope":
-        return {"rope": layers.rope_table(n_positions, config.head_dim, config.rope_theta)}
-    return {"bias": layers.alibi(n_positions, config.n_heads, sqrt=config.positions == "sqrt_alibi")}
+        table = layers.rope_table(n_positions, config.head_dim, config.rope_theta)
+        return here | {"rope": table if at_B is None else tuple(t[at_B][:, None] for t in table)}
+    sqrt = config.positions == "sqrt_alibi"
+    return here | {"bias": layers.alibi(n_positions, config.n_heads, sqrt=sqrt, queries=at_B)}
 
 
 def _block(
-    config: ModelConfig, places: dict[str, Any], attend: str, x_GBTD: jax.Array, p: Params
-) -> tuple[jax.Array, Routing | None]:
-    p = {name: w if _stays_float32(name) else w.astype(x_GBTD.dtype) for name, w in p.items()}
+    config: ModelConfig,
+    places: dict[str, Any],
+    attend: str,
+    keep: bool,
+    x_GBTD: jax.Array,
+    layer: tuple[Params, tuple[jax.Array, jax.Array] | None],
+) -> tuple[jax.Array, tuple[Routing | None, tuple[jax.Array, jax.Array] | None]]:
+    """One layer: its parameters, and its cache when decoding. keep: return the tokens' keys and values, too."""
+    p, cache = layer
+    p = {name: w if stays_float32(name) else w.astype(x_GBTD.dtype) for name, w in p.items()}
     y = layers.rmsnorm(x_GBTD, p["attn_norm"], config.norm_eps)
     q, k, v = (checkpoint_name(jnp.einsum("gbtd,gdhc->gbthc", y, p[name]), "qkv") for name in ("q", "k", "v"))
     if config.qk_norm:
         q, k = layers.rmsnorm(q, p["q_norm"], config.norm_eps), layers.rmsnorm(k, p["k_norm"], config.norm_eps)
     if "rope" in places:
         q, k = layers.rope(q, places["rope"]), layers.rope(k, places["rope"])
-    mixed = checkpoint_name(attention(q, k, v, places.get("bias"), backend=attend), "attention")
+    if cache is None:
+        mixed = attention(q, k, v, places.get("bias"), backend=attend)
+    else:
+        mixed = attention_to_cache(q, k, v, cache, places["at"], places.get("bias"))
+    mixed = checkpoint_name(mixed, "attention")
     x = x_GBTD + checkpoint_name(jnp.einsum("gbthc,ghcd->gbtd", mixed, p["o"]), "projection")
     y = layers.rmsnorm(x, p["mlp_norm"], config.norm_eps)
+    kept = (k, v) if keep else None
     if "router" in p:
         out, routing = moe(config, y, p)
-        return x + out, routing
-    return x + layers.feed_forward(y, p.get("gate"), p["up"], p["down"]), None
+        return x + out, (routing, kept)
+    return x + layers.feed_forward(y, p.get("gate"), p["up"], p["down"]), (None, kept)
 
 
-def _stays_float32(name: str) -> bool:
+def stays_float32(name: str) -> bool:
+    """Whether a parameter is used in float32 whatever the dtype of activations."""
     return name.endswith(("norm", "router", "bias"))
 
 

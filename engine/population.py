@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 
 from engine import config as config_lib
 from engine import mesh as mesh_lib
-from engine import step
-from engine.config import TrainConfig
+from engine import optim, step
+from engine.config import ModelConfig, TrainConfig
 from engine.errors import InputError
 from engine.optim import Hyper
 
@@ -44,15 +44,15 @@ def stack_hypers(trials: Sequence[TrainConfig]) -> Hyper:
 
 def init_state(mesh: Mesh, trials: Sequence[TrainConfig], hyper_G: Hyper) -> step.State:
     """Initial state, born sharded."""
-    model = trials[0].model
+    model, method = trials[0].model, optim.method(trials[0].optim)
     seeds = jax.device_put(np.asarray([t.seed for t in trials], np.uint32), mesh_lib.trial_sharding(mesh))
     stds = jax.device_put(np.asarray([t.init_std for t in trials], np.float32), mesh_lib.trial_sharding(mesh))
-    return _compiled_init(model, mesh)(seeds, stds, hyper_G)
+    return _compiled_init(model, method, mesh)(seeds, stds, hyper_G)
 
 
 @lru_cache(maxsize=64)
-def _compiled_init(model: Any, mesh: Mesh) -> Any:
-    return jax.jit(partial(step.init_state, model), out_shardings=mesh_lib.state_sharding(mesh, model))
+def _compiled_init(model: ModelConfig, method: optim.Method, mesh: Mesh) -> Any:
+    return jax.jit(partial(step.init_state, model, method), out_shardings=mesh_lib.state_sharding(mesh, model, method))
 
 
 @lru_cache(maxsize=64)
@@ -61,7 +61,7 @@ def compiled_train_steps(program: step.Program, mesh: Mesh) -> Any:
     return jax.jit(
         partial(step.train_steps, program),
         donate_argnums=0,
-        out_shardings=(mesh_lib.state_sharding(mesh, program.model), mesh_lib.metrics_sharding(mesh)),
+        out_shardings=(mesh_lib.state_sharding(mesh, program.model, program.method), mesh_lib.metrics_sharding(mesh)),
     )
 
 

@@ -15,17 +15,17 @@ import optax
 
 from engine import loss as loss_lib
 from engine import model as model_lib
-from engine import moe, optim
+from engine import moe, mup, optim
 from engine.config import ComputeConfig, ModelConfig, TrainConfig
 from engine.loss import Losses
-from engine.optim import Hyper
+from engine.optim import Hyper, Method
 
 
 class Program(NamedTuple):
     """The part of a config that decides the compiled step, beside array shapes; hashable."""
 
     model: ModelConfig
-    schedule: str
+    method: Method
     dtype: str
     compute: ComputeConfig  # its attention resolved
 
@@ -33,16 +33,15 @@ class Program(NamedTuple):
 def program(config: TrainConfig) -> Program:
     """What of `config` the compiled step depends on."""
     attend = model_lib.attention_backend(config.model, config.compute.attention, config.dtype)
-    return Program(
-        config.model, config.optim.schedule, config.dtype, dataclasses.replace(config.compute, attention=attend)
-    )
+    compute = dataclasses.replace(config.compute, attention=attend)
+    return Program(config.model, optim.method(config.optim), config.dtype, compute)
 
 
 class State(NamedTuple):
     """A population in training."""
 
     params: model_lib.Params  # float32, trial axis per `model.trial_axis`
-    moments: Any  # optax state, trial axis alike
+    moments: Any  # optax state, trial axis per `moments_axis`
     step: jax.Array  # [] int32: steps done
     alive: jax.Array  # [G] bool: False from a trial's first non-finite loss or gradient on
 
@@ -61,18 +60,29 @@ def as_dict(metrics: Metrics) -> dict[str, Any]:
     return {name: rows for name, rows in metrics._asdict().items() if rows is not None}
 
 
-def moments_axis(params: model_lib.Params) -> Any:
-    """Prefix tree of the trial axis in `State.moments`."""
-    axis = model_lib.trial_axis(params)
-    return (optax.EmptyState(), optax.ScaleByAdamState(0, axis, axis), optax.MaskedState(optax.EmptyState()))
+def moments_axis(model: ModelConfig, method: Method) -> Any:
+    """Where the trial axis stands in every leaf of `State.moments`: behind the layers where it has them, as in
+    `model.trial_axis`."""
+
+    def leaf(path: Any, _: Any) -> int:
+        return int(any(str(getattr(entry, "key", "")).endswith("layers") for entry in path))
+
+    params = jax.eval_shape(partial(model_lib.init, model))
+    moments = jax.eval_shape(partial(optim.init_moments, method), params)
+    return jax.tree_util.tree_map_with_path(leaf, moments)
 
 
-def init_state(model: ModelConfig, seeds_G: jax.Array, init_std_G: jax.Array, hyper_G: Hyper) -> State:
+def init_state(model: ModelConfig, method: Method, seeds_G: jax.Array, init_std_G: jax.Array, hyper_G: Hyper) -> State:
     """Initial state of G trials: own seed, own initial scale."""
+
+    def init(seed: jax.Array, init_std: jax.Array, base_width: jax.Array) -> model_lib.Params:
+        params = model_lib.init(model, seed, init_std)
+        return mup.scale_params(params, base_width) if method.parametrization == "mup" else params
+
     axis = model_lib.trial_axis(jax.eval_shape(partial(model_lib.init, model)))
-    params = jax.vmap(partial(model_lib.init, model), out_axes=axis)(seeds_G, init_std_G)
-    moments = jax.vmap(lambda h, p: optim.adamw(h).init(p), in_axes=(0, axis), out_axes=moments_axis(params))(
-        hyper_G, params
+    params = jax.vmap(init, out_axes=axis)(seeds_G, init_std_G, hyper_G.base_width)
+    moments = jax.vmap(partial(optim.init_moments, method), in_axes=(axis,), out_axes=moments_axis(model, method))(
+        params
     )
     return State(params, moments, jnp.int32(0), jnp.ones(seeds_G.shape, bool))
 
@@ -84,13 +94,13 @@ def train_step(program: Program, state: State, tokens_BT1: jax.Array, hyper_G: H
     share no arithmetic, so neither touches its neighbours.
     """
     grads_G, (loss_G, load_GME) = _gradients(program, state.params, tokens_BT1, hyper_G)
-    lr_G = optim.learning_rate(program.schedule, state.step, hyper_G)
+    lr_G = optim.learning_rate(program.method.schedule, state.step, hyper_G)
 
     def update(
         grads: Any, moments: Any, params: Any, hyper: Hyper, lr: jax.Array, loss: jax.Array, load_ME: Any, active: Any
     ) -> Any:
         grad_norm = optax.tree.norm(grads)
-        direction, new_moments = optim.adamw(hyper).update(grads, moments, params)
+        direction, new_moments = optim.direction(program.method, hyper).update(grads, moments, params)
         new_params = jax.tree.map(lambda p, d: p - lr * d, params, direction)
         if program.model.router_bias:
             bias_ME = moe.move_bias(params["layers"]["router_bias"], load_ME, hyper.router_bias_rate)
@@ -99,12 +109,12 @@ def train_step(program: Program, state: State, tokens_BT1: jax.Array, hyper_G: H
         keep = partial(jnp.where, active & finite)
         return jax.tree.map(keep, (new_params, new_moments), (params, moments)), grad_norm, finite
 
-    axis = model_lib.trial_axis(state.params)
+    axis, moments_at = model_lib.trial_axis(state.params), moments_axis(program.model, program.method)
     active_G = state.alive & (state.step < hyper_G.steps)
     (params, moments), grad_norm_G, finite_G = jax.vmap(
         update,
-        in_axes=(axis, moments_axis(state.params), axis, 0, 0, 0, 0, 0),
-        out_axes=((axis, moments_axis(state.params)), 0, 0),
+        in_axes=(axis, moments_at, axis, 0, 0, 0, 0, 0),
+        out_axes=((axis, moments_at), 0, 0),
     )(grads_G, state.moments, state.params, hyper_G, lr_G, loss_G, load_GME, active_G)
     alive_G = state.alive & (finite_G | ~active_G)
     return State(params, moments, state.step + 1, alive_G), Metrics(loss_G, grad_norm_G, lr_G, load_GME)
@@ -154,7 +164,12 @@ def train_steps(
     lanes, n_trials = program.compute.lanes, state.alive.shape[0]
     if lanes == 0 or lanes >= n_trials:
         return _train_steps(program, state, tokens_KBT1, n_steps, hyper_G)
-    axes = State(model_lib.trial_axis(state.params), moments_axis(state.params), None, 0)  # type: ignore[arg-type]
+    axes: Any = State(
+        params=model_lib.trial_axis(state.params),
+        moments=moments_axis(program.model, program.method),
+        step=None,  # type: ignore[arg-type]
+        alive=0,  # type: ignore[arg-type]
+    )
 
     def body(_: None, group: tuple[State, Hyper]) -> tuple[None, tuple[State, Metrics]]:
         one, hyper = group

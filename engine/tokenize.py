@@ -5,6 +5,7 @@ Both keep one id, the separator, that no text encodes to: it marks the end of a 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -49,11 +50,15 @@ class Tokenizer:
         return self._encode(texts)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of [n] ids, separators left out; bytes that are not UTF-8 become U+FFFD."""
+        """The text of [n] ids, without separators and ids that name nothing; bytes that are not UTF-8 become U+FFFD."""
         raise NotImplementedError
 
     def to_json(self) -> str:
         raise NotImplementedError
+
+    def to_library_json(self) -> str:
+        """As tokenizer.json of the tokenizers library: the same ids, the separator a special token."""
+        return self.to_json()
 
     def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         raise NotImplementedError
@@ -74,20 +79,32 @@ class Bytes(Tokenizer):
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         ids = np.asarray(ids)
-        return ids[ids != self.separator].astype(np.uint8).tobytes().decode("utf-8", "replace")
+        return ids[ids < self.separator].astype(np.uint8).tobytes().decode("utf-8", "replace")
 
     def to_json(self) -> str:
         return json.dumps({"type": "bytes"})
 
+    def to_library_json(self) -> str:
+        lib = _tokenizers()
+        vocab = {character: byte for byte, character in enumerate(_byte_names())}
+        tokenizer = lib.Tokenizer(lib.models.BPE(vocab, merges=[]))
+        tokenizer.pre_tokenizer = lib.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.decoder = lib.decoders.ByteLevel()
+        tokenizer.add_special_tokens([SEPARATOR])  # takes the next id, 256
+        return tokenizer.to_str()
+
 
 class BPE(Tokenizer):
-    """Byte-level BPE as in GPT-2 (the same splitting of text into words), of the tokenizers library."""
+    """A tokenizer of the tokenizers library. Ours: byte-level BPE as in GPT-2 (the same splitting of text into words).
 
-    def __init__(self, tokenizer: Any) -> None:
-        tokenizer.encode_special_tokens = True  # a separator's name in a text is text; this is not kept in the JSON
+    split_special: names of special tokens in a text are ordinary text.
+    """
+
+    def __init__(self, tokenizer: Any, separator: int, *, split_special: bool = True) -> None:
+        tokenizer.encode_special_tokens = split_special  # this is not kept in the JSON
         self._tokenizer = tokenizer
         self.vocab_size = tokenizer.get_vocab_size()
-        self.separator = tokenizer.token_to_id(SEPARATOR)
+        self.separator = separator
 
     def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.array(e.ids, self.dtype) for e in self._tokenizer.encode_batch_fast(texts)]
@@ -117,23 +134,42 @@ def train(name: str, texts: Iterable[str]) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return BPE(tokenizer)
+    return BPE(tokenizer, tokenizer.token_to_id(SEPARATOR))
 
 
 def load(path: Path) -> Tokenizer:
     """A saved tokenizer. Raises InputError if the file is none."""
-    text = Path(path).read_text(encoding="utf-8")
-    try:
+    return from_json(Path(path).read_text(encoding="utf-8"), name=str(path))
+
+
+def from_json(text: str, *, name: str) -> Tokenizer:
+    """The inverse of `Tokenizer.to_json`. name: what an error calls the text."""
+    with contextlib.suppress(ValueError, AttributeError):
         if json.loads(text).get("type") == "bytes":
             return Bytes()
-        tokenizer = _tokenizers().Tokenizer.from_str(text)
-    except InputError:
-        raise
+    return from_library_json(text, SEPARATOR, name=name)
+
+
+def from_library_json(text: str, separator: str | int, *, name: str, split_special: bool = True) -> Tokenizer:
+    """Any tokenizer.json of the tokenizers library; separator: the token that ends documents, or its id."""
+    lib = _tokenizers()
+    try:
+        tokenizer = lib.Tokenizer.from_str(text)
     except Exception as error:  # the tokenizers library raises bare Exception
-        raise InputError(f"{path} is not a tokenizer ({error})") from None
-    if tokenizer.token_to_id(SEPARATOR) is None:
-        raise InputError(f"{path} has no token {SEPARATOR} to end documents with")
-    return BPE(tokenizer)
+        raise InputError(f"{name} is not a tokenizer ({error})") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    found = tokenizer.token_to_id(separator) if isinstance(separator, str) else separator
+    if found is None:
+        raise InputError(f"{name} has no token {separator} to end documents with")
+    return BPE(tokenizer, found, split_special=split_special)
+
+
+def _byte_names() -> list[str]:
+    """What GPT-2's byte-level vocabularies call each byte: its character if that prints, else one from U+0100."""
+    prints = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte if byte in prints else next(others)) for byte in range(256)]
 
 
 def _tokenizers() -> Any:

@@ -61,7 +61,7 @@ def positive(text: str, option: str) -> float:
         raise InputError(f"{option} is {text!r}; write a number, such as 7e9 or 7B")
     value = float(match[1]) * _SUFFIXES[match[2].lower()]
     if not (math.isfinite(value) and value > 0):
-        raise InputError(f"{option} is {text!r}; it must be a finite number above 0, such as 7e9 or 7B")
+        raise InputError(f"{option} is {text!r}; it must be finite and above 0")
     return value
 
 

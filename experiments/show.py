@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 import sys
+import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -62,6 +65,11 @@ def percent(value: float) -> str:
     return f"{100 * value:.2g}%" if abs(value) < 0.1 else f"{100 * value:.0f}%"
 
 
+def regret(value: float) -> str:
+    """0.0012 as '0.12%'; no run tells doubling the loss from tripling it."""
+    return percent(value) if value <= 1 else "over 100%"
+
+
 def seconds(value: float) -> str:
     """'8 s', '3 min 20 s', '2 h 05 min', '3 days 4 h'."""
     if not math.isfinite(value):
@@ -94,14 +102,53 @@ def plural(n: int, word: str) -> str:
     return f"{n:,} {word}{'' if n == 1 else 's'}"
 
 
-def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> Group:
+@dataclass(frozen=True)
+class _Table:
+    """A table under its title. Where it is wider than the terminal its headers are broken, and then the table itself,
+    into several with the first columns in each: no number is cut."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    left: int
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        def fits(made: Table) -> bool:
+            return Measurement.get(console, options.update(width=10_000), made).maximum <= options.max_width
+
+        yield Text(self.title, style="bold")
+        every = list(range(len(self.header)))
+        whole = self._of(every, self.header)
+        if fits(whole):
+            yield whole
+            return
+        header = [self._broken(i) for i in every]
+        keys = every[: max(self.left, 1)]
+        shown = list(keys)
+        for column in every[len(keys) :]:
+            if len(shown) > len(keys) and not fits(self._of([*shown, column], header)):
+                yield self._of(shown, header)
+                shown = list(keys)
+            shown.append(column)
+        yield self._of(shown, header)
+
+    def _broken(self, i: int) -> str:
+        """The header of column i in lines no longer than its cells, or its longest word."""
+        words = self.header[i].split()
+        return textwrap.fill(self.header[i], max([1, *map(len, words), *(len(row[i]) for row in self.rows)]))
+
+    def _of(self, columns: Sequence[int], header: Sequence[str]) -> Table:
+        made = Table(box=SIMPLE_HEAD, pad_edge=False)
+        for i in columns:
+            made.add_column(header[i], justify="left" if i < self.left else "right", overflow="fold")
+        for row in self.rows:
+            made.add_row(*(Text(row[i]) for i in columns))
+        return made
+
+
+def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> _Table:
     """A plain table under its title; the first `left` columns are text, the rest numbers to the right."""
-    made = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for i, name in enumerate(header):
-        made.add_column(name, justify="left" if i < left else "right", no_wrap=True)
-    for row in rows:
-        made.add_row(*(Text(cell) for cell in row))
-    return Group(Text(title, style="bold"), made)
+    return _Table(title, header, rows, left)
 
 
 def as_json(value: Any) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 import laws
+from laws.runs import require
 
 LAWS = ("steplaw", "stack", "chinchilla", "farseer")
 Stage = Callable[[str], AbstractContextManager[Any]]
@@ -34,10 +35,12 @@ def study(
 
     source: anything `laws.load_runs` takes. target: the loss column. recipe: only its runs. stage: a context manager
     for each piece of work, given its description; yields what `laws.fit` takes as progress.
+    Raises InputError for a bad table, FitError where no law can be fitted.
     """
     from laws import report
 
     found = Findings(laws.load_runs(source, recipe=recipe))
+    require(found.runs, (target,), "the report")
     for law in LAWS:
         try:
             with stage(f"fitting {law}") as progress:
@@ -47,6 +50,8 @@ def study(
         except laws.InputError as error:  # too few runs for this law, or no learning rates among its columns
             done = "held out" if law in found.posteriors else "fitted"
             found.refusals.append(f"{law} was not {done}: {str(error).removeprefix(f'{law}: ')}")
+    if not found.posteriors:
+        raise laws.FitError(f"no law can be fitted to these runs: {'; '.join(found.refusals)}")
     with stage("drawing the report"):
         found.report = report.write(
             report_path,

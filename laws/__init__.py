@@ -26,6 +26,7 @@ _HOMES = {
     "from_arviz": "laws.exchange",
     "to_arviz": "laws.exchange",
 }
+_MODULES = ("datasets", "published")
 __all__ = [
     "FitError",
     "InputError",
@@ -46,7 +47,13 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_MODULES])
+
+
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"laws.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'laws' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)

@@ -12,7 +12,7 @@ Some laws (Farseer) have only a local minimum, and none above some budget: the l
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -57,8 +57,13 @@ class Allocation:
     no_optimum: Any
     local_only: Any
     inference_tokens: float
-    curve: pd.DataFrame = field(repr=False)
+    curve: pd.DataFrame
     warnings: list[str]
+
+    def __repr__(self) -> str:
+        budgets, sizes, tokens = (np.ravel(x) for x in (self.flops, self.recommended_params, self.recommended_tokens))
+        shown = "; ".join(f"{C:.3g} FLOP: {N:.3g} params, {D:.3g} tokens" for C, N, D in zip(budgets, sizes, tokens))
+        return f"Allocation({shown})"
 
 
 @dataclass(frozen=True)
@@ -116,8 +121,22 @@ def budgeted(served_tokens: Any, training: PerToken | None, inference: PerToken 
             return k
         return lambda params: k * (active(params) if callable(active) else np.full(np.shape(params), active))
 
-    rules = (times(k) if rule is None else rule for rule, k in ((training, 6.0), (inference, 2.0)))
+    given = (("flops_per_token", training, 6.0), ("inference_flops_per_token", inference, 2.0))
+    rules = (times(k) if rule is None else _per_token(name, rule) for name, rule, k in given)
     return Budget(served(served_tokens), *rules)
+
+
+def _per_token(name: str, rule: PerToken) -> PerToken:
+    """`rule`, if it is positive: as a number, as a function at some sizes."""
+    sizes = np.geomspace(1e6, 1e12, 7)
+    try:
+        values = np.broadcast_to(np.asarray(rule(sizes) if callable(rule) else rule, float), sizes.shape)
+    except (TypeError, ValueError):
+        raise InputError(f"{name} is {rule!r}; give FLOPs a token over N, or a function of an array of N") from None
+    bad = ~(np.isfinite(values) & (values > 0))
+    if bad.any():
+        raise InputError(f"{name} must be positive and finite, got {values[bad][0]:g}")
+    return rule
 
 
 def _rate(rule: PerToken, params: np.ndarray) -> np.ndarray:
@@ -140,8 +159,9 @@ def allocate(
     inference_flops_per_token: FLOPs per token over N (6 and 2; of the active parameters where these are given), or
     functions of an array of N. covariates: what the law needs besides params and tokens, each one value or a function
     of an array of N, such as params_active=lambda N: N / 8. n_draws: by default all draws.
-    Raises InputError for budgets that are not positive, finite and plausible, and for laws without a loss.
+    Raises InputError for budgets that are not positive, finite and plausible, and for laws without a loss or tokens.
     """
+    refuse_unasked(posterior, covariates)
     shape, every = np.shape(flops), _budgets(flops)
     budget = budgeted(inference_tokens, flops_per_token, inference_flops_per_token, covariates)
     found = [_spent(posterior, C, budget, n_draws, covariates) for C in every]
@@ -176,7 +196,7 @@ def allocate(
         local_only=plain(local),
         inference_tokens=budget.inference_tokens,
         curve=curve,
-        warnings=[*doubts(every, none.ravel(), local.ravel()), *at_best.warnings],
+        warnings=[*_eaten(every, best.ravel(), budget), *doubts(every, none.ravel(), local.ravel()), *at_best.warnings],
     )
 
 
@@ -287,16 +307,24 @@ def overtrain(
     budget; compute_{median,low,high}: training compute over the recommended model's that reaches the same loss (de
     Vries 2023, Go smol or go home); tokens: the median of the tokens for it; unreachable: the share of draws in which
     no amount of data does, within a million times the recommended tokens (those count as infinite). Intervals are 90%.
+    `.attrs["warnings"]`: sentences about sizes and tokens outside the fitted range.
     """
-    times = np.atleast_1d(np.asarray(smaller, float))
-    if not (np.isfinite(times) & (times > 1)).all():
-        raise InputError(f"smaller must be above 1, got {times[~(times > 1)][0]:g}; give 2 for half the size")
+    refuse_unasked(posterior, covariates)
+    try:
+        times = np.atleast_1d(np.asarray(smaller, float))
+    except (TypeError, ValueError):
+        raise InputError(f"smaller must be numbers above 1, got {smaller!r}; give 2 for half the size") from None
+    bad = ~(np.isfinite(times) & (times > 1))
+    if bad.any():
+        raise InputError(f"smaller must be above 1, got {times[bad][0]:g}; give 2 for half the size")
+    if np.size(flops) != 1:
+        raise InputError(f"overtrain takes one budget, got {np.size(flops)}; call once for each")
     (C,) = _budgets(flops)
     budget = budgeted(inference_tokens, flops_per_token, inference_flops_per_token, covariates)
     best = _spent(posterior, C, budget, n_draws, covariates)
     if not np.isfinite(best.params):
         raise InputError(f"{posterior.law} has no best size at {C:.3g} FLOP, so none is smaller; ask for other budgets")
-    rows = []
+    rows, asked = [], []
     for k in times:
         params = best.params / k
         longer = np.geomspace(best.tokens / 100, best.tokens * 1e6, 321)
@@ -310,10 +338,43 @@ def overtrain(
         for name, draws in (("loss", loss[:, 1] / loss[:, 0] - 1), ("compute", compute)):
             row |= dict(zip((f"{name}_low", f"{name}_median", f"{name}_high"), ordered(draws, (0.05, 0.5, 0.95))))
         rows.append(row | {"tokens": ordered(needed, (0.5,))[0], "unreachable": np.mean(~np.isfinite(needed))})
-    return pd.DataFrame(rows)
+        asked += [tokens[1], rows[-1]["tokens"]]
+    found = pd.DataFrame(rows)
+    reached = np.array(asked)[np.isfinite(asked)]
+    sizes = np.append(found["params"], best.params)
+    found.attrs["warnings"] = [*posterior._outside("params", sizes), *posterior._outside("tokens", reached)]
+    return found
 
 
 # --- shared with laws.inverse and laws.comparison --------------------------------------------------------------------
+
+
+def refuse_unasked(posterior: Posterior, covariates: dict[str, Covariate], answer: str = "flops") -> None:
+    """Raises InputError for what is no posterior, laws that cannot answer, and active parameters that are one number
+    where N is the answer. answer: "flops" (the best of both), "params" or "tokens"."""
+    if not isinstance(posterior, Posterior):
+        raise InputError(f"got {posterior!r} for a posterior; laws.load_posterior gives one of a name or a file")
+    refuse_without_loss(posterior)
+    if answer != "params":
+        refuse_without_tokens(posterior)
+    active = covariates.get("params_active")
+    if active is not None and answer != "tokens" and not callable(active):
+        raise InputError(f"params_active is {active!r}; N is the answer: give a function of it, lambda N: N / 8")
+
+
+def refuse_without_loss(posterior: Posterior) -> None:
+    if "mean_loss" not in forms.get(posterior.law).QUANTITIES:
+        raise InputError(f"{posterior.law} says nothing of the loss; fit a law of it, such as chinchilla or farseer")
+
+
+def refuse_without_tokens(posterior: Posterior) -> None:
+    """Raises InputError for a law in which tokens do not enter: it cannot say what they, or compute, are worth."""
+    if getattr(forms.get(posterior.law), "ONE_BUDGET", False):
+        low, _ = posterior.meta["ranges"]["tokens"]
+        raise InputError(
+            f"{posterior.law} is a law of one budget, {low:.3g} tokens, and cannot say what compute or tokens are best "
+            "spent on: ask what loss a size has, or what size a loss takes, at these tokens; or fit moe"
+        )
 
 
 def predicted(
@@ -321,9 +382,8 @@ def predicted(
 ) -> Prediction:
     """`posterior.predict`, by default of all draws, however many queries; covariates may be functions of params.
     Raises InputError for laws that do not predict a loss."""
-    if "mean_loss" not in forms.get(posterior.law).QUANTITIES:
-        raise InputError(f"{posterior.law} says nothing of the loss; fit a law of it, such as chinchilla or farseer")
-    n = n_draws or len(next(iter(posterior.draws.values())))
+    refuse_without_loss(posterior)
+    n = len(next(iter(posterior.draws.values()))) if n_draws is None else n_draws
     given = {name: value(params) if callable(value) else value for name, value in covariates.items()}
     return posterior.predict(params=params, tokens=tokens, n_draws=n, **given)
 
@@ -374,6 +434,17 @@ def served(inference_tokens: Any) -> float:
     if isinstance(inference_tokens, (int, float)) and inference_tokens == 0:
         return 0.0
     return float(counts("inference_tokens", inference_tokens))
+
+
+def _eaten(flops: np.ndarray, best: np.ndarray, budget: Budget) -> list[str]:
+    """A sentence about budgets that serving takes whole at any sensible size."""
+    lost = flops[~np.isfinite(best)]
+    if not budget.inference_tokens or not lost.size:
+        return []
+    return [
+        f"{budget.inference_tokens:.3g} tokens of inference leave no budget of {lost.min():.3g} FLOP to train a model "
+        "of any size looked at: raise flops or lower inference_tokens"
+    ]
 
 
 def doubts(flops: np.ndarray, none: np.ndarray, local: np.ndarray) -> list[str]:

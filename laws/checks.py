@@ -117,7 +117,7 @@ def fitted_cells(posterior: Posterior, runs: Any, recipe: str | None = None) -> 
     if "loss" not in form.QUANTITIES:
         raise InputError(f"{posterior.law} says nothing of the loss; check a law of it, such as chinchilla or farseer")
     table = counted(load_runs(runs, recipe=recipe), posterior.meta.get("size", "params"))
-    require(table, ("params", "tokens", target, *form.COLUMNS), posterior.law)
+    table = require(table, ("params", "tokens", target, *form.COLUMNS), posterior.law)
     used = finished(table)
     used = used[np.isfinite(used[target].to_numpy(float))].reset_index(drop=True)
     if used.empty:

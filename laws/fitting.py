@@ -55,10 +55,12 @@ def fit(
     (R-hat over 1.01, fewer than 400 effective draws, more than 1% divergences).
     """
     form = forms.get(law)
+    if not (isinstance(seed, (int, np.integer)) and 0 <= seed < 2**32):
+        raise InputError(f"seed must be a whole number from 0 to 2^32 - 1, got {seed!r}")
     table = counted(load_runs(runs, recipe=recipe), size)
     source = str(table.attrs.get("source", "table"))
+    table = require(table, ("params", "tokens", target, *form.COLUMNS), law)
     used = finished(table)
-    require(table, ("params", "tokens", target, *form.COLUMNS), law)
     used = used[np.isfinite(used[target].to_numpy(float))].reset_index(drop=True)
     if chains < 2 or num_samples < 100 or num_warmup < 100:
         raise InputError("fit needs chains of at least 2, num_samples and num_warmup of at least 100")
@@ -88,7 +90,7 @@ def fit(
     keep = np.unique(np.linspace(0, n - 1, min(n, -(-DRAWS // n_chains))).round().astype(int))
     kept = (*form.SITES, "discrepancy")
     samples = {site: np.asarray(result.draws[site][:, keep]) for site in kept if site in result.draws}
-    warnings = list(facts.pop("notes"))
+    warnings = [*table.attrs["notes"], *facts.pop("notes")]
     recipes = sorted(set(used["recipe"]))
     if len(recipes) > 1 and "loss" in form.QUANTITIES and not form.COVARIATES:
         warnings.append(

@@ -82,7 +82,7 @@ def backtest(
     if not 0 < share < 1:
         raise InputError(f"fraction must be between 0 and 1, got {share:g}; give 0.2 to hold out a fifth")
     table = counted(load_runs(runs, recipe=recipe), size)
-    require(table, ("params", "tokens", target, *form.COLUMNS), law)
+    table = require(table, ("params", "tokens", target, *form.COLUMNS), law)
     keys = ["params", "tokens", *form.COVARIATES]
     if law == "steplaw" and "params_active" in table:  # cells of mixtures of experts differ by it; dense rows lack it
         keys.append("params_active")

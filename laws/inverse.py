@@ -12,9 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from laws.allocation import SHARE, Covariate, PerToken, budgeted, crossing, mean_loss, optimum, ordered
+from laws.allocation import (
+    SHARE,
+    Covariate,
+    PerToken,
+    budgeted,
+    crossing,
+    mean_loss,
+    optimum,
+    ordered,
+    refuse_unasked,
+)
 from laws.errors import InputError
-from laws.posterior import Posterior, Quantity
+from laws.posterior import Posterior, Quantity, edges
 from laws.posterior import _counts as counts
 from laws.posterior import _plain as plain
 
@@ -36,9 +46,7 @@ class Reach(Quantity):
 
     def interval(self, level: float = 0.9) -> tuple[Any, Any]:
         """(low, high) of the central interval of probability `level`."""
-        if not 0 < level < 1:
-            raise InputError(f"level must be between 0 and 1, got {level:g}; for a 90% interval give 0.9")
-        low, high = ordered(self.draws, ((1 - level) / 2, (1 + level) / 2))
+        low, high = ordered(self.draws, edges(level))
         return plain(low), plain(high)
 
     @property
@@ -61,7 +69,8 @@ def tokens_for(posterior: Posterior, *, loss: Any, params: Any, **covariates: Co
     """Training tokens with which the mean loss at N = params comes down to `loss`: numbers or arrays that broadcast.
 
     Sought up to a million times the largest budget fitted. covariates: one value each, for laws that need them.
-    Raises InputError for a loss that is not positive and finite, for implausible params, for laws without a loss.
+    Raises InputError for a loss that is not positive and finite, for implausible params, for laws without a loss or
+    tokens.
     """
     return _along(posterior, "tokens", loss, "params", params, covariates)
 
@@ -85,9 +94,10 @@ def cheapest(
 
     It inverts the best loss of each budget (`allocate`), draw by draw. Arguments as there; n_draws: 400 by default.
     """
+    refuse_unasked(posterior, covariates)
     shape, losses = np.shape(loss), _losses(loss).ravel()
     budget = budgeted(inference_tokens, flops_per_token, inference_flops_per_token, covariates)
-    n_draws = n_draws or min(400, len(next(iter(posterior.draws.values()))))
+    n_draws = min(400, len(next(iter(posterior.draws.values())))) if n_draws is None else n_draws
     (n_low, n_high), (d_low, d_high) = (posterior.meta["ranges"][c] for c in ("params", "tokens"))
     floor = max(float(budget.flops(n_low, d_low)) / BELOW, 4 * float(budget.total(np.array(1e3), np.array(1e3))))
     ceiling = max(float(budget.total(n_high, d_high)) * ABOVE, 1e3 * floor)
@@ -111,6 +121,7 @@ def cheapest(
 
 
 def _along(posterior: Posterior, axis: str, loss: Any, other: str, at: Any, covariates: dict) -> Reach:
+    refuse_unasked(posterior, covariates, answer=axis)
     try:
         losses, at = np.broadcast_arrays(_losses(loss), counts(other, at))
     except ValueError as error:

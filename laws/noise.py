@@ -22,6 +22,7 @@ TAILS = np.geomspace(1.2, 40.0, 40)  # degrees of freedom tried
 TRENDS, TREND_SD = np.linspace(-0.6, 0.6, 61), 0.1  # tried, per e-fold of compute; a priori a fifth a decade or two
 SHARED = np.array([0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 100.0])  # tried
 NAMED = 3  # outliers in a sentence
+AXES = {"params": "N", "params_active": "active N", "tokens": "D", "n_experts": "experts"}  # labels in it
 Groups = tuple[np.ndarray, np.ndarray]
 
 
@@ -100,7 +101,11 @@ def sentence(noise: float, meta: dict[str, Any]) -> str:
     if how["shared"]:
         parts.append(f"checkpoints of a run are off together, by {100 * noise * np.sqrt(how['shared']):.2g}%")
     if meta["outliers"]:
-        named = [f"{o['loss']:.4g} at N {o['params']:.3g}, D {o['tokens']:.3g}" for o in meta["outliers"][:NAMED]]
+        named = [
+            f"{o['loss']:.4g} at "
+            + ", ".join(f"{label} {o[column]:.3g}" for column, label in AXES.items() if column in o)
+            for o in meta["outliers"][:NAMED]
+        ]
         more = f" and {len(meta['outliers']) - NAMED} more" if len(meta["outliers"]) > NAMED else ""
         parts.append(f"outliers count for little: {'; '.join(named)}{more}")
     return ", ".join(parts)

@@ -7,7 +7,7 @@ import io
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -40,14 +40,27 @@ class Quantity:
 
     def interval(self, level: float = 0.9) -> tuple[Any, Any]:
         """(low, high) of the central interval of probability `level`."""
-        if not 0 < level < 1:
-            raise InputError(f"level must be between 0 and 1, got {level:g}; for a 90% interval give 0.9")
-        low, high = np.quantile(self.draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        low, high = np.quantile(self.draws, edges(level), axis=0)
         return _plain(low), _plain(high)
+
+
+def edges(level: Any) -> tuple[float, float]:
+    """The probabilities at the ends of the central interval of probability `level`."""
+    if not (isinstance(level, (int, float, np.number)) and 0 < level < 1):
+        raise InputError(f"level must be a number between 0 and 1, got {level!r}; for a 90% interval give 0.9")
+    return (1 - level) / 2, (1 + level) / 2
 
 
 def _plain(x: np.ndarray) -> Any:
     return float(x) if np.ndim(x) == 0 else x
+
+
+@dataclass(frozen=True)
+class Regret(Quantity):
+    """By how much the loss of settings exceeds the optimum's, relatively. warnings: sentences about queries outside the
+    fitted range, and settings worse than any that was fitted."""
+
+    warnings: list[str] = field(default_factory=list)
 
 
 class Prediction:
@@ -83,6 +96,12 @@ class Posterior:
     law: str
     samples: dict[str, np.ndarray]
     meta: dict[str, Any]
+
+    def __repr__(self) -> str:
+        runs = self.meta.get("rows", 0) - self.meta.get("excluded", 0)
+        ranges = "; ".join(f"{c} {low:.3g} to {high:.3g}" for c, (low, high) in self.meta.get("ranges", {}).items())
+        n = len(next(iter(self.draws.values())))
+        return f"Posterior({self.law}, {runs:,} runs of {self.meta.get('source', 'a table')}: {ranges}; {n:,} draws)"
 
     @cached_property
     def draws(self) -> dict[str, np.ndarray]:
@@ -138,14 +157,21 @@ class Posterior:
 
     def regret(
         self, *, params: Any, tokens: Any, lr: Any, batch_tokens: Any, n_draws: int | None = None, **covariates: Any
-    ) -> Quantity:
+    ) -> Regret:
         """steplaw: by how much the loss at (lr, batch_tokens) exceeds the loss at the optimum, relatively, in a new
-        (params, tokens) cell. All arguments broadcast. Raises InputError as `predict` does."""
+        (params, tokens) cell. All arguments broadcast. Raises InputError as `predict` does, and for settings that a run
+        table may not hold, such as a batch counted in sequences."""
+        from laws.forms import steplaw_surface
+        from laws.schema import refuse_settings
+
         surface, query, shape = self._surface(
             {"params": params, "tokens": tokens, "lr": lr, "batch_tokens": batch_tokens} | covariates, n_draws
         )
+        refuse_settings(query)
         out = surface.regret(np.log(query["lr"]), np.log(query["batch_tokens"]))
-        return Quantity(out.reshape(len(out), *shape))
+        notes = self._notes({name: x for name, x in query.items() if name not in ("lr", "batch_tokens")})
+        notes += steplaw_surface.doubts(surface, out, query)
+        return Regret(out.reshape(len(out), *shape), notes)
 
     def settings(self, *, params: float, tokens: float, within: float = 1e-3, **covariates: Any) -> Settings:
         """steplaw: the (lr, batch_tokens) of least expected regret at one scale, and the settings whose expected regret
@@ -190,15 +216,28 @@ class Posterior:
         except ValueError:
             shapes = " and ".join(f"{name} {np.shape(value)}" for name, value in values.items())
             raise InputError(f"{shapes} do not broadcast; give one token count a size") from None
+        query = {name: x.ravel() for name, x in zip(values, whole)}
+        self._refuse_impossible(query)
         total = len(next(iter(self.draws.values())))
         if n_draws is None:
             n_draws = min(total, max(100, ELEMENTS // max(whole[0].size, 1)))
-        if not 1 <= n_draws <= total:
-            raise InputError(f"n_draws must be 1 to {total}, got {n_draws}")
+        if not (isinstance(n_draws, (int, np.integer)) and 1 <= n_draws <= total):
+            raise InputError(f"n_draws must be a whole number from 1 to {total}, got {n_draws!r}")
         chosen = np.linspace(0, total - 1, n_draws).round().astype(int)
         draws = {k: v[chosen] for k, v in self.draws.items()}
         noise = {k: _scores(n_draws, stream) for stream, k in enumerate(STREAMS)}
-        return {name: x.ravel() for name, x in zip(values, whole)}, whole[0].shape, draws, noise
+        return query, whole[0].shape, draws, noise
+
+    @staticmethod
+    def _refuse_impossible(query: dict[str, np.ndarray]) -> None:
+        """Raises InputError for more active parameters than there are, and less than one expert."""
+        active = query.get("params_active", query["params"])
+        if np.any(active > query["params"] * (1 + 1e-9)):
+            worst = int(np.argmax(active / query["params"]))
+            raise InputError(f"params_active {active[worst]:g} is above params {query['params'][worst]:g}, the total")
+        experts = query.get("n_experts", np.ones(1))
+        if experts.size and experts.min() < 1:
+            raise InputError(f"n_experts {experts.min():g} is below 1; a dense model has 1")
 
     def _values(self, name: str, given: Any) -> np.ndarray:
         """What was asked, as numbers that are plausible; recipes as indices."""
@@ -225,9 +264,8 @@ class Posterior:
             (values.min(initial=low), np.log10(low / values.min(initial=low)), "below"),
         ):
             if decades > 0.005:
-                out.append(
-                    f"{column} {worst:.3g} is {decades:.2g} decades {side} the fitted range ({low:.3g} to {high:.3g})"
-                )
+                far = f"{decades:.2g} decade{'' if f'{decades:.2g}' == '1' else 's'}"
+                out.append(f"{column} {worst:.3g} is {far} {side} the fitted range ({low:.3g} to {high:.3g})")
         return out
 
     def to_arviz(self, runs: Any = None) -> Any:
@@ -281,6 +319,8 @@ def load_posterior(source: str | os.PathLike[str]) -> Posterior:
 
     Raises InputError, naming the file, if it is missing, damaged (its digests are verified) or not one of ours.
     """
+    if not isinstance(source, (str, os.PathLike)):
+        raise InputError(f"load_posterior takes a name or the path of a file that fit wrote, got {source!r}")
     packaged = resources.files("laws") / "posteriors"
     if isinstance(source, str) and source.isidentifier() and not Path(source).exists():
         names = sorted(f.name.removesuffix(".nc") for f in packaged.iterdir() if f.name.endswith(".nc"))

@@ -83,7 +83,7 @@ def sensitivity(law: str, used: pd.DataFrame, target: str) -> pd.DataFrame:
     rows = []
     for name, draws in answers[1.0].items():
         sd = float(draws.std())
-        if sd < 1e-9:  # no question for this law, such as the best size where tokens do not enter
+        if sd < 1e-9:  # no draw has an answer, such as a best size
             continue
         moves = [float((answers[power][name].mean() - draws.mean()) / sd) for power in POWERS]
         rows.append({"answer": name, "median": float(np.exp(np.median(draws))), "sd": sd} | dict(zip(COLUMNS, moves)))
@@ -108,16 +108,18 @@ def _answers(posterior: Posterior, ranges: dict[str, list[float]]) -> dict[str, 
     """Logs of what a pretraining lead asks, [draw] each."""
     largest = {c: high for c, (_, high) in ranges.items()}
     extra: dict[str, Any] = {c: x for c, x in largest.items() if c not in ("params", "tokens")}
+    out = {
+        "the loss at the largest scale": np.log(mean_loss(posterior, largest)),
+        f"the loss at {BEYOND:g} times the scale": np.log(mean_loss(posterior, beyond(largest, BEYOND))),
+    }
+    if getattr(forms.get(posterior.law), "ONE_BUDGET", False):  # no size is best for a budget
+        return out
     active = largest.get("params_active", largest["params"]) / largest["params"]
     if "params_active" in extra:
         extra["params_active"] = lambda params: active * params
     budget = 6 * active * largest["params"] * largest["tokens"]
     best = allocate(posterior, flops=budget, flops_per_token=6 * active, **extra)
-    return {
-        "the loss at the largest scale": np.log(mean_loss(posterior, largest)),
-        f"the loss at {BEYOND:g} times the scale": np.log(mean_loss(posterior, beyond(largest, BEYOND))),
-        "the best size at the largest scale's compute": np.log(best.params.draws),
-    }
+    return out | {"the best size at the largest scale's compute": np.log(best.params.draws)}
 
 
 def _scaled(form: ModuleType) -> Any:

@@ -32,7 +32,12 @@ class Rule:
         that is missing, not read, or not positive."""
         if set(scale) != set(self.reads):
             raise InputError(f"{self.formula}: reads {', '.join(self.reads)}; got {', '.join(scale) or 'nothing'}")
-        values = {name: np.asarray(value, dtype=float) for name, value in scale.items()}
+        values = {}
+        for name, value in scale.items():
+            try:
+                values[name] = np.asarray(value, dtype=float)
+            except (TypeError, ValueError):
+                raise InputError(f"{name} must be a number, got {value!r}") from None
         for name, value in values.items():
             bad = ~(np.isfinite(value) & (value > 0))
             if bad.any():

@@ -8,6 +8,7 @@ Rows count from 1; the header is not counted.
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import os
 from collections.abc import Iterable
@@ -18,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from laws.errors import InputError
-from laws.schema import hint, listed, meaning, nearest, validate
+from laws.schema import LOSSES, hint, listed, meaning, nearest, validate
 
 SCHEMA_VERSION = 1
 SIZES = ("params", "params_total", "params_active")  # what N may count
@@ -49,18 +50,45 @@ def load_runs(source: Any, *, recipe: str | None = None) -> pd.DataFrame:
     return runs
 
 
-def require(runs: pd.DataFrame, columns: Iterable[str], law: str) -> None:
-    """Raises InputError naming what `law` lacks: a missing column, or one that is empty in a run that finished."""
+def require(runs: pd.DataFrame, columns: Iterable[str], law: str) -> pd.DataFrame:
+    """`runs` with what dense models leave empty filled in, as `attrs["notes"]` says. Raises InputError naming what
+    `law` lacks: a missing column, or one that is empty in a run that finished."""
+    runs = _dense(runs, columns)
     name = runs.attrs.get("source", "table")
     for column in columns:
         if column not in runs:
-            raise InputError(f"{name}: {law} needs a column {column!r} ({meaning(column)}){hint(runs, column)}")
+            others = [c for c in LOSSES if column in LOSSES and c in runs]
+            remedy = f"; choose {others[0]}: --target {others[0]}, target={others[0]!r}" if others else ""
+            remedy = hint(runs, column, listing=not others) + remedy
+            raise InputError(f"{name}: {law} needs a column {column!r} ({meaning(column)}){remedy}")
         bad = runs[column].isna() & (runs["status"] == "ok")
         if bad.any():
             raise InputError(
                 f"{name}: {law} needs {column!r} in every finished run; {int(bad.sum())} of {len(runs)} rows lack it, "
                 f"the first is row {int(np.flatnonzero(bad)[0]) + 1}"
             )
+    return runs
+
+
+def _dense(runs: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
+    """`runs` where rows of dense models that lack params_active or n_experts, of those columns, have them if others do:
+    all their parameters are active, and they have one expert."""
+    asked = [c for c in ("params_active", "n_experts") if c in columns and c in runs and runs[c].notna().any()]
+    blank = pd.Series(np.nan, index=runs.index)
+    active, experts = (runs.get(c, blank) for c in ("params_active", "n_experts"))
+    dense = (active.isna() | (active == runs["params"])) & (experts.isna() | (experts == 1))
+    values = {"params_active": runs["params"], "n_experts": pd.Series(1.0, index=runs.index)}
+    lacking = {c: dense & runs[c].isna() for c in asked}
+    filled = runs.assign(**{c: runs[c].where(~rows, values[c]) for c, rows in lacking.items()})
+    filled.attrs = runs.attrs | {
+        "notes": [
+            f"{int(rows.sum())} rows without {c} are taken for dense models: "
+            + ("all their params are active" if c == "params_active" else "one expert")
+            for c, rows in lacking.items()
+            if rows.any()
+        ]
+    }
+    return filled
 
 
 def counted(runs: pd.DataFrame, size: str) -> pd.DataFrame:
@@ -71,7 +99,7 @@ def counted(runs: pd.DataFrame, size: str) -> pd.DataFrame:
         raise InputError(f"size {size!r} is no count of parameters{nearest(size, SIZES)}; one of: {listed(SIZES)}")
     if size == "params":
         return runs
-    require(runs, (size,), f"N as {size}")
+    runs = require(runs, (size,), f"N as {size}")
     # The shape says what `params` should be, not what this count should.
     return runs.assign(params=runs[size]).drop(columns="vocab_size", errors="ignore")
 
@@ -117,9 +145,10 @@ def _read(source: str | os.PathLike[str]) -> tuple[pd.DataFrame, str, bool]:
     text = os.fspath(source)
     if text in datasets.TABLES:
         return datasets.load(text), text, False
-    if "," in text and set(text.split(",")) <= set(datasets.TABLES):
-        return pd.concat([datasets.load(name) for name in text.split(",")], ignore_index=True), text, False
     path = Path(text).expanduser()
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) > 1 and not path.exists():
+        return pd.concat([_read(part)[0] for part in parts], ignore_index=True), text, False
     if path.is_dir():
         return _read_folder(path), str(path), False
     if path.is_file():
@@ -131,10 +160,11 @@ def _read(source: str | os.PathLike[str]) -> tuple[pd.DataFrame, str, bool]:
         return (_read_parquet(path) if parquet else _read_csv(path)), path.name, not parquet
     if path.suffix or os.sep in text:
         raise InputError(
-            f"runs: no file or folder {text!r}; give a path that exists or one of {listed(datasets.names())}"
+            f"runs: no file or folder {text!r}; give a path that exists, or the name of a published table: "
+            "`stepseer datasets` lists them"
         )
     raise InputError(
-        f"runs: no table named {text!r}{nearest(text, datasets.names())}; known: {listed(datasets.names())}; "
+        f"runs: no table named {text!r}{nearest(text, datasets.names())}; `stepseer datasets` lists them; "
         "or give the path of a CSV, a Parquet file or a results folder"
     )
 
@@ -173,6 +203,11 @@ def _read_csv(path: Path) -> pd.DataFrame:
         raise InputError(
             f"{path}: not a readable CSV ({_first_line(error)}); save it as comma-separated UTF-8 text"
         ) from error
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        header = next((row for row in csv.reader(file) if row), [])
+    twice = [name for name in dict.fromkeys(header) if name and header.count(name) > 1]
+    if twice:
+        raise InputError(f"{path}: column {twice[0]!r} is there twice; keep one, or rename the other")
     runs = runs.dropna(how="all")
     if len(runs.columns) == 1 and any(mark in runs.columns[0] for mark in ";\t|"):
         raise InputError(f"{path}: columns are not separated by commas ({runs.columns[0][:60]!r}); use commas")

@@ -1,8 +1,8 @@
 """Fitting a law of the loss: robust weights at the mode, then its parameters with the form error integrated out, then
 the form error given the parameters.
 
-Noise is as `laws.noise` has it; a run's precision is found here by expectation-maximisation at the mode. Rows are
-padded to powers of two: tables of like size share programs.
+Noise is as `laws.noise` has it; a run's precision is found here by expectation-maximisation at the mode. Many cells are
+seen through a few nodes (`laws.nodes`), fewer are padded to powers of two: tables of like size share programs.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from laws import noise, normal, sampler
+from laws import nodes, noise, normal, sampler
 from laws.forms import discrepancy
 
 ROUNDS = 20  # of expectation and maximisation, at most
 TOLERANCE = 0.05  # of precisions, between rounds
 DROP = 1e-3  # share of the noise below which a coordinate of the form error is left to it while sampling
+MANY = 128  # cells from which on nodes stand for them
 OUTLIER = 0.15  # share of an ordinary run's precision below which a run is named as an outlier: about 5 deviations
 
 
@@ -31,13 +32,33 @@ def sample(
     laplace: bool = False,
     **options: Any,
 ) -> normal.Samples:
-    """Draws of the law's sites and of `discrepancy` [chain, draw, feature]; `facts` for the posterior's meta: domain,
+    """Draws of the law's sites and of `discrepancy` [chain, draw, feature] (each recipe's, where there are
+    several: [chain, draw, recipe, feature]); `facts` for the posterior's meta: domain,
     tails, scatter, outliers.
 
     form_error: False takes the form for true, with no `discrepancy` and `form_error` 0. laplace: by `normal.sample`,
     not `sampler.sample`. options: of either."""
+    cells = nodes.of(data) if len(data["log_loss"]) > MANY else None
+    found = _sample(form, data, cells, name, seed, form_error, laplace, **options)
+    if cells is not None and not cells.close(form.log_curve, found.draws, data):
+        found = _sample(form, data, None, name, seed, form_error, laplace, **options)
+    return found
+
+
+def _sample(
+    form: ModuleType,
+    data: dict[str, Any],
+    cells: nodes.Nodes | None,
+    name: str,
+    seed: int,
+    form_error: bool,
+    laplace: bool,
+    **options: Any,
+) -> normal.Samples:
     domain = discrepancy.domain(data)
     phi = discrepancy.features(domain, data)
+    if "recipes" in data:
+        phi = discrepancy.by_recipe(phi, data["recipe"], len(data["recipes"]))
     felt, run = phi * form_error, data.get("run")
     one = 1 / np.sqrt(data.get("seeds", np.ones(len(phi))))  # size of the noise of a mean over seeds
     data = {key: value for key, value in data.items() if key not in ("run", "seeds")}
@@ -49,7 +70,7 @@ def sample(
         precision = weight / sizes**2
         grouped = None if run is None else noise.groups(precision, run, shared)
         turned = discrepancy.rotate(noise.whiten(felt, precision, grouped))
-        seen = observed(data, turned, precision, weight.sum(), grouped)
+        seen = observed(data, turned, precision, weight.sum(), grouped, cells=cells)
         values = normal.mode(form.model, seen, values, name=name, hold=form.HELD)
         residual = data["log_loss"] - form.log_curve(np, values, data)
         sd, error_sd = float(values["noise"]), float(values["form_error"])
@@ -74,7 +95,7 @@ def sample(
     if form_error and (laplace or not form.HELD):
         options["over"] = "form_error"
     ratio = (values["noise"] / values["form_error"]) ** 2
-    seen = observed(data, turned, precision, weight.sum(), grouped, DROP * ratio, known)
+    seen = observed(data, turned, precision, weight.sum(), grouped, DROP * ratio, known, cells)
     result = draw(form.model, seen, values, name=name, seed=seed, **options)
 
     draws = {site: result.draws[site] for site in form.SITES}
@@ -83,11 +104,13 @@ def sample(
         residual = noise.whiten((data["log_loss"] - form.log_curve(np, p, data)).T, precision, grouped).T
         rng = np.random.default_rng(seed)
         weights = discrepancy.draw(turned, whitened, residual, p["noise"][:, 0], p["form_error"][:, 0], rng)
-        draws["discrepancy"] = weights.reshape(*draws["noise"].shape, -1)
+        if "recipes" in data:
+            weights = discrepancy.of_each(weights, len(data["recipes"]))
+        draws["discrepancy"] = weights.reshape(*draws["noise"].shape, *weights.shape[1:])
     else:
         draws["form_error"] = np.zeros_like(draws["form_error"])
     scatter = {"trend": trend, "bounds": [float(compute.min()), float(compute.max())], "shared": shared}
-    facts = {"domain": domain, "tails": df, "scatter": scatter, "outliers": _outliers(data, weight)}
+    facts = {"domain": domain, "tails": df, "scatter": scatter, "outliers": _outliers(data, weight, form)}
     return normal.Samples(draws, result.diagnostics, facts)
 
 
@@ -106,16 +129,24 @@ def observed(
     grouped: noise.Groups | None = None,
     least: float = 0.0,
     known: float = 1.0,
+    cells: nodes.Nodes | None = None,
 ) -> dict[str, Any]:
-    """`data` with its rows padded and what `grid.observe` needs: `root_precision` [row], `project` [row, k] and
-    `spread` [k] of `discrepancy.rotate`, `rest`: how many more coordinates `count` rows, by weight, have; `known`;
-    `run` and `share` [row] of `noise.groups` where there are checkpoints. Coordinates of spread below `least` are left
-    to the noise.
+    """`data` with its rows padded, or with the nodes of `cells` in their place, and what `grid.observe` needs:
+    `root_precision` [row], or what `nodes.reduce` gives; `project` [row, k] and `spread` [k] of `discrepancy.rotate`;
+    `rest`: how many more coordinates `count` rows, by weight, have; `known`; `run` and `share` [row] of `noise.groups`
+    where there are checkpoints. Coordinates of spread below `least` are left to the noise.
 
     known: factor by which `precision` is smaller than what the runs scatter with."""
     Q, s = turned
     Q, s = Q[:, s**2 >= least], s[s**2 >= least]
     rows = len(precision)
+    if cells is not None:
+        k = _power_of_two(max(len(s), 32))
+        W, log_loss = (noise.whiten(x, precision, grouped) for x in (cells.interpolate, data["log_loss"]))
+        plain = {key: value for key, value in data.items() if np.shape(value) != (rows,)}
+        out = plain | cells.x | nodes.reduce(W, log_loss, np.pad(Q, ((0, 0), (0, k - len(s)))))
+        out["spread"] = np.pad(s**2, (0, k - len(s)))
+        return out | {"known": known, "rest": known * (count - len(s)) - (k - len(s))}
     size = _power_of_two(rows)
     k = min(size, _power_of_two(max(len(s), 32)))
     out = {
@@ -135,13 +166,14 @@ def _power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def _outliers(data: dict[str, Any], weight: np.ndarray) -> list[dict[str, float]]:
+def _outliers(data: dict[str, Any], weight: np.ndarray, form: Any) -> list[dict[str, float]]:
     """The runs that count for little, farthest off first."""
+    size, budget = getattr(form, "AXES", ("params", "tokens"))
     far = [i for i in np.argsort(weight) if weight[i] < OUTLIER]
     return [
         {
-            "params": float(np.exp(data["n"][i] + data["ln_N"])),
-            "tokens": float(np.exp(data["d"][i] + data["ln_D"])),
+            size: float(np.exp(data["n"][i] + data["ln_N"])),
+            budget: float(np.exp(data["d"][i] + data["ln_D"])),
             "loss": float(np.exp(data["log_loss"][i])),
             "precision": float(weight[i]),
         }

@@ -10,9 +10,10 @@ import numpy as np
 
 import laws
 from experiments import covariates, show
-from experiments.commands.fit import refuse_unwritable
 from experiments.errors import InputError
 from experiments.options import Parser, fraction, positive, positives
+from experiments.outputs import output
+from laws.allocation import refuse_without_tokens
 
 PICTURES = (".svg", ".png", ".pdf")
 
@@ -46,10 +47,12 @@ def run(args: argparse.Namespace) -> int:
     inference = positive(args.inference_tokens, "--inference-tokens") if args.inference_tokens else 0.0
     budgets = positives(args.flops, "--flops") if args.flops else []
     losses = positives(args.loss, "--loss") if args.loss else []
-    picture = picture_path(args.plot)
+    picture = picture_path(args.plot, args.posterior)
     posterior = laws.load_posterior(args.posterior)
     if args.recipe is not None:
         posterior = posterior.of(args.recipe)
+    if not args.tokens:
+        refuse_without_tokens(posterior)
     others = covariates.given(args, posterior)
     if losses:
         answer = _for_loss(args, posterior, losses, inference, level, others)
@@ -81,15 +84,9 @@ def _refuse(args: argparse.Namespace) -> None:
         raise InputError("--plot goes with --flops")
 
 
-def picture_path(text: str | None) -> Path | None:
-    """Where a picture goes. Raises InputError for kinds that cannot be drawn and places that cannot be written."""
-    if text is None:
-        return None
-    path = Path(text).expanduser()
-    if path.suffix not in PICTURES:
-        raise InputError(f"--plot {text}: name a file ending in {', '.join(PICTURES)}")
-    refuse_unwritable(path, "--plot")
-    return path
+def picture_path(text: str | None, *inputs: str | None) -> Path | None:
+    """Where a picture goes, refused as `outputs.output` does."""
+    return None if text is None else output(text, "--plot", PICTURES, inputs)
 
 
 def save_picture(figure: Any, path: Path) -> None:
@@ -109,7 +106,7 @@ def _for_flops(
     others: dict[str, Any],
 ) -> dict[str, Any]:
     found = laws.allocate(posterior, flops=np.array(budgets), inference_tokens=inference, **others)
-    rows = []
+    rows, warnings = [], list(found.warnings)
     for i, flops in enumerate(budgets):
         own = {c: show.summary(getattr(found, c), level, i) for c in ("params", "tokens", "ratio", "loss")}
         best = {"params": found.recommended_params[i], "tokens": found.recommended_tokens[i]}
@@ -120,18 +117,19 @@ def _for_flops(
         if np.isfinite(best["params"]):
             smaller = laws.overtrain(posterior, flops=flops, inference_tokens=inference, **others)
             row["smaller"] = smaller.to_dict("records")
+            known = [] if len(budgets) > 1 else found.warnings
+            notes = [note for note in smaller.attrs["warnings"] if note not in known]
+            warnings += [f"smaller models at {flop(flops)} FLOP: {note}" for note in notes]
         rows.append(row)
     if picture:
         from laws import plots_answers
 
         save_picture(plots_answers.allocation(found), picture)
-    return {"inference_tokens": inference, "budgets": rows, "warnings": found.warnings}
+    return {"inference_tokens": inference, "budgets": rows, "warnings": warnings}
 
 
 def _print_budgets(posterior: laws.Posterior, answer: dict[str, Any], level: float) -> None:
-    served = (
-        f", {show.count(answer['inference_tokens'])} tokens of inference paid" if answer["inference_tokens"] else ""
-    )
+    served = _served(answer)
     rows, valleys = [], []
     for row in answer["budgets"]:
         flops, best, own = flop(row["flops"]), row["recommended"], row["optimum"]
@@ -204,16 +202,22 @@ def _print_losses(posterior: laws.Posterior, answer: dict[str, Any], level: floa
     asked = [c for c in forms if isinstance(first.get(c), dict)]
     given = [c for c in forms if c in first and c not in asked]
     head = ["loss", *(names[c] for c in given)]
-    for c in asked:
-        head += [names[c], f"{100 * level:.4g}% interval"]
+    head += [f"{names[c]}, {100 * level:.4g}% interval" for c in asked]
     rows = []
     for row in answer["losses"]:
         cells = [f"{row['loss']:g}", *(forms[c](row[c]) for c in given)]
         for c in asked:
             reach = {k: forms[c](v) if np.isfinite(v) else "out of reach" for k, v in row[c].items() if k != "level"}
-            cells += [reach["median"], f"{reach['low']} .. {reach['high']}"]
+            cells.append(f"{reach['median']} ({reach['low']} .. {reach['high']})")
         rows.append([*cells, f"{row['unreachable']:.0%}"])
-    show.console().print(show.table(f"{about(posterior)}: what a loss takes", [*head, "out of reach"], rows))
+    show.console().print(
+        show.table(f"{about(posterior)}: what a loss takes{_served(answer)}", [*head, "out of reach"], rows)
+    )
+
+
+def _served(answer: dict[str, Any]) -> str:
+    tokens = answer["inference_tokens"]
+    return f", {show.count(tokens)} tokens of inference paid" if tokens else ""
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ def parser() -> Parser:
 
 def run(args: argparse.Namespace) -> int:
     given = {c: positives(getattr(args, c), f"--{c}") for c in ("params", "tokens") if getattr(args, c)}
-    picture = picture_path(args.plot)
+    picture = picture_path(args.plot, args.a, args.b)
     a, b = _two(args)
     found = laws.compare(a, b, **given, **covariates.given(args, a, b))
     if picture:
@@ -76,10 +77,12 @@ def _two(args: argparse.Namespace) -> tuple[laws.Posterior, laws.Posterior]:
     if (args.b is None) == (args.recipes is None):
         raise InputError("give B, another posterior, or --recipes X,Y, two recipes of a pooled fit")
     if args.recipes is None:
+        if Path(args.a).resolve() == Path(args.b).resolve():
+            raise InputError(f"A and B are both {args.a}; give two posteriors, or --recipes X,Y of a pooled fit")
         return laws.load_posterior(args.a), laws.load_posterior(args.b)
     names = args.recipes.split(",")
-    if len(names) != 2:
-        raise InputError(f"--recipes is {args.recipes!r}; give two names with a comma")
+    if len(names) != 2 or names[0] == names[1]:
+        raise InputError(f"--recipes is {args.recipes!r}; give two different names with a comma")
     both = laws.load_posterior(args.a)
     return both.of(names[0]), both.of(names[1])
 
@@ -97,7 +100,7 @@ def _print(args: argparse.Namespace, a: laws.Posterior, b: laws.Posterior, found
     head = ["", "fewer", "more", "draws that cross", "there, median", "90% interval"]
     lines = [[f"tokens at N = {show.count(row['params'])}", *_crossing(row, show.count)]
              for row in found.crossings.iloc[rows].to_dict("records")]  # fmt: skip
-    lines.append(["FLOP, each at its own best size", *_crossing(found.crossing, flop)])
+    lines.append(["FLOP, each at its best N", *_crossing(found.crossing, flop)])
     console.print(show.table("where the better one changes", head, lines))
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
-from pathlib import Path
 
 import numpy as np
 
 import laws
 from experiments import compile_cache, show
-from experiments.errors import InputError
 from experiments.options import Parser
+from experiments.outputs import output
 from laws import noise
 
 LEVEL = 0.9  # of the intervals shown
@@ -63,8 +61,7 @@ def run(args: argparse.Namespace) -> int:
     from experiments.progress import bar
 
     compile_cache.use()
-    out = Path(args.out).expanduser()
-    refuse_unwritable(out, "--out")
+    out = output(args.out, "--out", (".nc",), args.runs.split(","))
     with bar(f"fitting {args.law}", quiet=args.json) as moved:
         chosen = {"target": args.target, "recipe": args.recipe, "size": args.size}
         posterior = laws.fit(args.law, args.runs, progress=moved or False, **chosen)
@@ -106,18 +103,6 @@ def run(args: argparse.Namespace) -> int:
     asked = f"{out} --params N --tokens D" + (" --recipe NAME" if "recipes" in meta else "")
     print(f"posterior in {out}; ask it with: stepseer predict {asked}")
     return 0
-
-
-def refuse_unwritable(path: Path, option: str) -> None:
-    """Raises InputError if a file cannot be written at `path`: before the work, not after."""
-    folder = next(p for p in path.absolute().parents if p.exists())
-    if path.is_dir():
-        raise InputError(f"{option} {path} is a folder; name a file in it")
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise InputError(f"cannot write {option} {path} ({error.strerror}); name a file in a writable folder") from None
 
 
 def _parameters(posterior: laws.Posterior) -> dict[str, dict[str, float]]:

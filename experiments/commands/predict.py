@@ -18,7 +18,7 @@ from experiments.options import Parser, fraction, positive, positives
 QUANTITIES = {
     "lr": ("peak learning rate", show.rate),
     "batch_tokens": ("batch, tokens", show.count),
-    "regret": ("regret of that setting", show.percent),
+    "regret": ("regret of that setting", show.regret),
     "loss": ("loss, nats per token", show.loss),
 }
 
@@ -68,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
     asked = {column: np.array([q[column] for q in queries]) for column in queries[0]}
     prediction = posterior.predict(**asked)
     given = {name: prediction.quantities[name] for name in QUANTITIES if name in prediction.quantities}
+    setting: dict[str, float] = {}
     if args.lr is not None:
         setting = {"lr": positive(args.lr, "--lr"), "batch_tokens": positive(args.batch_tokens, "--batch-tokens")}
         given["regret"] = posterior.regret(**asked, **setting)
@@ -79,15 +80,23 @@ def run(args: argparse.Namespace) -> int:
         answer["settings"] = asdict(found)
     if args.json:
         about = {"law": posterior.law, "posterior": args.posterior}
-        whole = [{**query, **answer, **about} for query, answer in zip(queries, answers)]
-        print(show.as_json({**answers[0], **about} if len(answers) == 1 else whole))
+        whole = [
+            {**query, **answer, **about, "warnings": _warnings(posterior, query, setting)}
+            for query, answer in zip(queries, answers)
+        ]
+        print(show.as_json(whole[0] if len(whole) == 1 else whole))
     else:
         _print(posterior, args, list(zip(params, tokens)), answers)
         for query, found in zip(queries, good):
             _print_settings(query, found)
-        for warning in prediction.warnings:
+        for warning in given["regret"].warnings if setting else prediction.warnings:
             print(f"note: {warning}")
     return 0
+
+
+def _warnings(posterior: laws.Posterior, query: dict[str, float], setting: dict[str, float]) -> list[str]:
+    """Those of one query."""
+    return posterior.regret(**query, **setting).warnings if setting else posterior.predict(**query, n_draws=1).warnings
 
 
 def _share(text: str, option: str) -> float:

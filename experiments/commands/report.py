@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from experiments import compile_cache, show
-from experiments.commands.fit import add_runs, refuse_unwritable
+from experiments.commands.fit import add_runs
 from experiments.options import Parser
+from experiments.outputs import output
 from experiments.progress import stages
 from experiments.study import study
 
@@ -15,7 +15,7 @@ from experiments.study import study
 def parser() -> Parser:
     made = Parser(
         "report",
-        "Fit every law that the runs allow, hold out the largest models, and write one HTML page with pictures.",
+        "Fit Step Law, Chinchilla, Farseer and the stack, hold out the largest models, and write one HTML page.",
         examples="  stepseer report results --target eval_loss\n  stepseer report steplaw-dense --out dense.html",
     )
     add_runs(made)
@@ -24,8 +24,7 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> int:
-    out = Path(args.out).expanduser()
-    refuse_unwritable(out, "--out")
+    out = output(args.out, "--out", (".html",), args.runs.split(","))
     compile_cache.use()
     title = f"Scaling laws of {args.recipe or args.runs}"
     found = study(args.runs, out, target=args.target, recipe=args.recipe, title=title, stage=stages(quiet=args.json))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine import config as config_lib
 from engine.checkpoint import Keep
+from engine.trained import MODEL
 from experiments import compile_cache, progress, recipes, runner, show, store
 from experiments import plan as plan_lib
 from experiments.commands.sweep_run import interrupted
@@ -21,15 +22,15 @@ from experiments.store import Row
 if TYPE_CHECKING:
     from engine import Progress
 
-MODEL = "model"  # in the results folder: the trained model's checkpoint, kept
-
 
 def parser() -> Parser:
     made = Parser(
         "train",
         "Train one model and print its run-table row.",
         examples="  stepseer train dense_1m\n"
-        "  stepseer train dense_1m --set optim.lr=2e-3 --set tokens=8e6 --out results/lr2e-3",
+        "  stepseer train dense_1m --set optim.lr=2e-3 --set tokens=8e6 --out results/lr2e-3\n"
+        "  stepseer train dense_1m --set optim.schedule=constant --set tokens=8e6 --out trunk\n"
+        "  stepseer train dense_1m --set optim.schedule=wsd --set tokens=10e6 --branch-from trunk",
     )
     made.add_argument(
         "recipe",
@@ -44,6 +45,12 @@ def parser() -> Parser:
         metavar="DIR",
         help=f"results folder: the row, the model in DIR/{MODEL}, its metrics in DIR/{runner.LOGS}",
     )
+    made.add_argument(
+        "--branch-from",
+        metavar="DIR",
+        help="go on from the model that another train command left in DIR, where the two runs' steps are the same: "
+        "optim.schedule=wsd from a trunk of optim.schedule=constant",
+    )
     made.add_argument("--keep", metavar="N", default="2", help="newest checkpoints that are kept (default: 2)")
     made.add_argument(
         "--keep-every", metavar="STEPS|HOURSh", help="keep these for good too: --keep-every 1000, 6h, or 1000,6h"
@@ -56,10 +63,15 @@ def parser() -> Parser:
 def run(args: argparse.Namespace) -> int:
     changes = settings(args.set)
     config = config_lib.replace(recipes.load_one(args.recipe), changes)
-    how = _how(args)
     plan = plan_lib.make_plan(args.recipe, [config])
+    trunk = _trunk(args.branch_from)
+    how = {**_how(args), "branch_from": trunk}
     if args.out:
         store.existing(args.out)  # refuses a folder of something else before anything is built
+    if trunk is not None and not (args.out and (Path(args.out) / MODEL).is_dir()):
+        from engine import branch
+
+        branch.check(trunk, plan.trials)
     compile_cache.use()
     with tempfile.TemporaryDirectory() as scratch:
         with progress.watcher(quiet=args.json) as watcher:
@@ -75,6 +87,14 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print(row, args.out, summary)
     return 1 if row["status"] == "failed" else 0
+
+
+def _trunk(folder: str | None) -> Path | None:
+    """The checkpoints in a results folder of `train`, or in a folder of checkpoints itself."""
+    if folder is None:
+        return None
+    inside = Path(folder) / MODEL
+    return inside if inside.is_dir() else Path(folder)
 
 
 def _keeping(out: Path, how: dict[str, Any]) -> runner.Trainer:

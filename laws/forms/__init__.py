@@ -2,10 +2,11 @@
 
 A law's module has CITATION, QUANTITIES (what `predict` gives), SITES (the draws that are kept), HELD (hierarchical
 scales, see laws.sampler), COLUMNS (run-table columns it needs besides params, tokens and the target), COVARIATES (those
-of them that a prediction needs too), where there are any OPTIONAL (columns it reads if the table has them), and the
-functions prepare(runs, target) -> (data, facts), model(data), start(data), predict(draws, meta, query, noise) with
-query: column -> [query]. A law of the loss is `priors(data) -> p` and `log_curve(xp, p, x)`, the rest is
-`laws.forms.grid`'s; `chinchilla` is the example to copy, `pooled` the one whose priors are a hierarchy.
+of them that a prediction needs too), where there are any OPTIONAL (columns it reads if the table has them) and
+ONE_BUDGET (True: its loss does not depend on tokens), and the functions prepare(runs, target) -> (data, facts),
+model(data), start(data), predict(draws, meta, query, noise) with query: column -> [query]. A law of the loss is
+`priors(data) -> p` and `log_curve(xp, p, x)`, the rest is `laws.forms.grid`'s; `chinchilla` is the example to copy,
+`pooled` the one whose priors are a hierarchy.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ import numpy as np
 LENGTH = 3.0  # in ln N and ln D: 1.3 decades
 SPACING, COARSE = 0.5, 1.5  # of nodes, among the data and beyond
 GROWTH = 0.15  # of the standard deviation per e-fold beyond the data: by a third a decade
+OWN = 0.1  # share of the variance of delta that is each recipe's own, where a law has several
 ABOVE, BELOW = 3 * np.log(10.0), np.log(10.0)  # how far beyond the data the nodes reach; further out delta is constant
 AXES = ("n", "d")
 Rotated = tuple[np.ndarray, np.ndarray]
@@ -58,6 +59,18 @@ def _matern(distance: np.ndarray) -> np.ndarray:
 def _growth(box: dict[str, list[float]], x: dict[str, Any]) -> np.ndarray:
     beyond = [np.maximum(0.0, np.maximum(box[axis][0] - x[axis], x[axis] - box[axis][1])) for axis in AXES]
     return 1 + GROWTH * np.hypot(*beyond)
+
+
+def by_recipe(phi: np.ndarray, recipe: np.ndarray, n_recipes: int) -> np.ndarray:
+    """Features of what all recipes have in common, then of each recipe's own: [point, (1 + n_recipes) feature]."""
+    own = [np.sqrt(OWN) * (recipe == k)[:, None] * phi for k in range(n_recipes)]
+    return np.concatenate([np.sqrt(1 - OWN) * phi, *own], axis=1)
+
+
+def of_each(weights: np.ndarray, n_recipes: int) -> np.ndarray:
+    """Weights of the features of `by_recipe` as each recipe's, of plain features: [..., n_recipes, feature]."""
+    parts = weights.reshape(*weights.shape[:-1], 1 + n_recipes, -1)
+    return np.sqrt(1 - OWN) * parts[..., :1, :] + np.sqrt(OWN) * parts[..., 1:, :]
 
 
 # --- the weights given the law ---------------------------------------------------------------------------------------

@@ -154,14 +154,17 @@ def observe(log_curve: Any, data: dict[str, Any]) -> None:
     noise = numpyro.sample("noise", dist.LogNormal(np.log(4e-3), 1.0))
     # What 20 published tables show: 1.5% give or take a factor 2.
     form_error = numpyro.sample("form_error", dist.LogNormal(np.log(1.5e-2), 0.7))
-    whitened = data["root_precision"] * (data["log_loss"] - log_curve)
+    if "root" in data:  # nodes stand for the cells
+        whitened = data["seen"] - data["root"] @ log_curve
+    else:
+        whitened = data["root_precision"] * (data["log_loss"] - log_curve)
     if "share" in data:  # checkpoints: out with what the rows of a run have in common
         common = jnp.zeros_like(whitened).at[data["run"]].add(data["share"] * whitened)
         whitened = whitened - data["share"] * common[data["run"]]
-    along = data["project"].T @ whitened
+    along, apart = data["project"].T @ whitened + data.get("along", 0.0), data.get("apart", 0.0)
     variance = data["known"] * noise**2 + form_error**2 * data["spread"]
     # Coordinates along the features have `variance`; `rest` others noise^2. Padding adds zeros to `along` and `spread`.
-    others = jnp.maximum(jnp.sum(whitened**2) - jnp.sum(along**2), 0.0)  # rounding can take it below
+    others = jnp.maximum(jnp.sum(whitened**2) + apart - jnp.sum(along**2), 0.0)  # rounding can take it below
     squares = jnp.sum(along**2 / variance) + others / noise**2
     logs = jnp.sum(jnp.log(variance)) + data["rest"] * 2 * jnp.log(noise)
     numpyro.factor("log_loss", -(squares + logs) / 2)

@@ -23,6 +23,7 @@ CITATION = (
 )
 COLUMNS = ("params_active",)
 COVARIATES = ("params_active",)
+AXES = ("params_active", "tokens")  # what `grid` has in place of params and tokens
 QUANTITIES = ("loss", "mean_loss")
 SITES = ("E", "A", "B", "alpha", "beta", "eta", *grid.SITES)
 HELD = ()

@@ -6,7 +6,7 @@ for the log loss at the centre of the data and its slopes in ln N and ln D there
 error and noise are common to all. So a recipe of few runs has its own level and what slopes its runs show, and borrows
 the rest from the others (partial pooling: Gelman and Hill 2007, Data Analysis Using Regression and
 Multilevel/Hierarchical Models, chapter 12). One recipe more than there are, "new", has no runs: it is drawn from the
-population. Shares that differ by recipe, and a form error of each recipe's own, made predictions wider, not better.
+population. Shares that differ by recipe made predictions wider, not better.
 """
 
 from __future__ import annotations
@@ -96,7 +96,10 @@ def start(data: dict[str, Any]) -> dict[str, Any]:
 
 def one(draws: dict[str, np.ndarray], k: int) -> dict[str, np.ndarray]:
     """Draws of the nested law of recipe `k`."""
-    return {site: values[..., k] if site in LAW else values for site, values in draws.items() if site not in HELD}
+    own = {site: values[..., k] if site in LAW else values for site, values in draws.items() if site not in HELD}
+    if "discrepancy" in own:
+        own["discrepancy"] = own["discrepancy"][..., k, :]
+    return own
 
 
 def predict(

@@ -24,17 +24,19 @@ from laws.forms import grid
 CITATION = "Clark et al. 2022, Unified Scaling Laws for Routed Language Models, arXiv 2202.01169"
 COLUMNS = ("params_active", "n_experts")
 COVARIATES = ("params_active", "n_experts")
+AXES = ("params_active", "n_experts")  # what `grid` has in place of params and tokens
 QUANTITIES = ("loss", "mean_loss")
 SITES = ("a", "b", "c", "d", "E_start", "E_max", *grid.SITES)
 HELD = ()
-ONE_BUDGET = 1.05  # tokens within this factor are one budget
+ONE_BUDGET = True  # tokens do not enter
+SAME_BUDGET = 1.05  # tokens within this factor are one budget
 LN_10 = np.log(10.0)
 
 
 def prepare(runs: pd.DataFrame, target: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """See `laws.forms.grid.prepare`; needs 8 cells of one token budget, 3 active sizes and 3 numbers of experts."""
     low, high = runs["tokens"].min(), runs["tokens"].max()
-    if high > ONE_BUDGET * low:
+    if high > SAME_BUDGET * low:
         raise FitError(
             f"routed is a law of one token budget; these runs have {low:.3g} to {high:.3g} tokens: keep one, or fit moe"
         )

@@ -17,6 +17,7 @@ import numpy as np
 
 from laws.errors import InputError
 from laws.forms import steplaw
+from laws.forms.steplaw_cells import MAX_EXCESS
 
 DIRECTIONS = 64  # of the region's outline
 FAR = 12.0  # in the logs: beyond a factor 160,000 the region has no end
@@ -73,6 +74,22 @@ class Surface:
         if not self.batch_matters:
             v = np.zeros_like(u)
         return np.expm1(np.minimum(steplaw.excess(np, u, v, *self.shape), np.log1p(MOST)))
+
+
+def doubts(surface: Surface, regret: np.ndarray, query: dict[str, np.ndarray]) -> list[str]:
+    """Sentences about regrets [draw, query] that the fitted runs say little of."""
+    out = []
+    if not surface.batch_matters:
+        out.append("the runs hold next to one batch size: this is the regret of the learning rate alone")
+    median = np.median(regret, axis=0)
+    if median.size and median.max() > MAX_EXCESS:
+        at = int(np.argmax(median))
+        out.append(
+            f"the regret of lr {query['lr'][at]:.2g} with batch_tokens {query['batch_tokens'][at]:.3g} is beyond the "
+            f"fitted runs, which end within {MAX_EXCESS:.0%} of their cell's best: a bad setting, but how bad is not "
+            f"known (regrets are counted to {MOST:,.0%} at most)"
+        )
+    return out
 
 
 def settings(surface: Surface, within: float) -> Settings:

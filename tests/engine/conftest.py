@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import engine
 from engine import DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -35,6 +36,14 @@ def random_params(config: ModelConfig, seed=0):
     params = init(config, seed, 0.2)
     keys = iter(jax.random.split(jax.random.key(seed + 1), 99))
     return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), params)
+
+
+def drawn_params(config: ModelConfig, seed=0):
+    """Like `random_params`, but numpy arrays of numpy's numbers: nothing is compiled."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda: engine.init(config))
+    draw = lambda path, leaf: rng.normal(size=leaf.shape) * 0.2 + path[-1].key.endswith("norm")  # noqa: E731
+    return jax.tree.map(np.float32, jax.tree_util.tree_map_with_path(draw, shapes))
 
 
 def as_hyper(trials):

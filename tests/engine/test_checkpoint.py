@@ -99,7 +99,7 @@ def test_a_state_is_restored_bit_for_bit_on_any_layout(saved_on, tmp_path):
     for shape in LAYOUTS:
         with Checkpoints(tmp_path) as store:
             target = {"w": jax.ShapeDtypeStruct(values.shape, values.dtype, sharding=sharding(shape))}
-            found = store.restore(target, trials=["x"])
+            found = store.restore(target, check=store.of_trials(["x"]))
         assert found.state["w"].sharding == sharding(shape) and found.step == 3
         np.testing.assert_array_equal(found.state["w"], values)
 

@@ -82,7 +82,8 @@ def test_one_compile_for_a_whole_grid_of_numbers(tiny):
     mesh = mesh_lib.make_mesh(tiny.mesh, n_trials=2, batch_size=tiny.batch_size)
     compiled = population.compiled_train_steps(step.program(lanes.with_lanes(tiny, 2)), mesh)
     changes = {
-        "optim.lr": 2e-3, "optim.final_lr": 1e-6, "optim.warmup_steps": 2, "optim.decay_fraction": 0.5,
+        "optim.lr": 2e-3, "optim.final_lr": 1e-6, "optim.final_fraction": 0.1, "optim.warmup_steps": 2,
+        "optim.decay_fraction": 0.5, "optim.base_width": 64,
         "optim.beta1": 0.8, "optim.beta2": 0.9, "optim.eps": 1e-6, "optim.weight_decay": 0.0,
         "optim.clip_norm": 0.1, "optim.z_loss": 1e-4, "optim.balance_loss": 0.1, "optim.router_z_loss": 0.1,
         "optim.router_bias_rate": 0.1, "tokens": tiny.tokens * 1.5, "init_std": 0.1, "seed": 3,

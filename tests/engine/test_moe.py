@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import engine
-from engine import InputError, ModelConfig, moe, population, step
+from engine import InputError, ModelConfig, moe, optim, population, step
 from engine import config as config_lib
 from tests.engine.conftest import as_hyper, random_tokens
 
@@ -96,7 +96,7 @@ def run(trials):
     hyper = as_hyper(trials)
     c = trials[0]
     seeds, stds = jnp.asarray([t.seed for t in trials], jnp.uint32), jnp.asarray([t.init_std for t in trials])
-    state = step.init_state(c.model, seeds, stds, hyper)
+    state = step.init_state(c.model, optim.method(c.optim), seeds, stds, hyper)
     tokens = random_tokens((STEPS, c.batch_size, c.data.seq_len + 1), c.model.vocab_size)
     state, metrics = jax.jit(step.train_steps, static_argnums=0)(
         step.program(c), state, tokens, jnp.int32(STEPS), hyper

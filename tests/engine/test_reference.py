@@ -125,7 +125,7 @@ def check_one_step(config, compute):
         expected["layers"]["router_bias"] += optim.router_bias_rate * np.sign(1 / config.n_experts - loads)
 
     hyper = as_hyper([train])
-    state = step.init_state(config, jnp.zeros(1, jnp.uint32), jnp.full(1, 0.02), hyper)
+    state = step.init_state(config, step.program(train).method, jnp.zeros(1, jnp.uint32), jnp.full(1, 0.02), hyper)
     state = state._replace(params=model.add_trial_axis(params))
     new, metrics = jax.jit(step.train_step, static_argnums=0)(step.program(train), state, tokens, hyper)
 

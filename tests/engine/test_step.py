@@ -19,6 +19,7 @@ def run(trials, n_steps=STEPS, order=None):
     c = trials[0]
     state = step.init_state(
         c.model,
+        optim.method(c.optim),
         jnp.asarray([t.seed for t in trials], jnp.uint32),
         jnp.asarray([t.init_std for t in trials], jnp.float32),
         hyper,
@@ -80,20 +81,27 @@ def test_a_short_call_is_the_same_program_and_the_same_numbers(tiny):
     assert np.isnan(run(trials, 5)[1][5:]).all()
 
 
-@pytest.mark.parametrize("name", ["cosine", "wsd"])
-def test_schedules_equal_optax(name, tiny):
-    n, warmup, lr, floor = 40, 7, 3e-3, 1e-4
+@pytest.mark.parametrize("fraction", [0.0, 0.25])
+@pytest.mark.parametrize("name", ["cosine", "wsd", "linear", "constant"])
+def test_schedules_equal_optax(name, fraction, tiny):
+    n, warmup, lr, final_lr = 40, 7, 3e-3, 1e-4
+    floor = lr if name == "constant" else final_lr + fraction * lr
     config = config_lib.replace(
         tiny,
-        {"tokens": n * tiny.batch_tokens, "optim.lr": lr, "optim.final_lr": floor, "optim.warmup_steps": warmup,
-         "optim.decay_fraction": 0.25, "optim.schedule": name},
+        {"tokens": n * tiny.batch_tokens, "optim.lr": lr, "optim.final_lr": final_lr, "optim.warmup_steps": warmup,
+         "optim.final_fraction": fraction, "optim.decay_fraction": 0.25, "optim.schedule": name},
     )  # fmt: skip
     if name == "cosine":
         expected = optax.warmup_cosine_decay_schedule(0.0, lr, warmup, n, floor)
     else:
+        constant = {"wsd": n - 10, "linear": warmup, "constant": n}[name]
         expected = optax.join_schedules(
-            [optax.linear_schedule(0, lr, warmup), optax.constant_schedule(lr), optax.linear_schedule(lr, floor, 10)],
-            [warmup, n - 10],
+            [
+                optax.linear_schedule(0, lr, warmup),
+                optax.constant_schedule(lr),
+                optax.linear_schedule(lr, floor, n - constant),
+            ],
+            [warmup, constant],
         )
     hyper = jax.tree.map(lambda x: x[0], as_hyper([config]))
     ours = [float(optim.learning_rate(name, jnp.int32(k), hyper)) for k in range(n)]

@@ -56,6 +56,11 @@ def test_any_ids_decode(tokenizer, ids):
     assert isinstance(text, str) and tokenize.SEPARATOR not in text
 
 
+def test_ids_that_name_nothing_are_left_out(tokenizer):
+    """A model may have more ids than its tokenizer."""
+    assert tokenizer.decode([tokenizer.vocab_size, *tokenizer.encode("ab"), 60_000]) == "ab"
+
+
 def test_bytes_are_bytes():
     ids = tokenize.Bytes().encode("aé")
     assert ids.tolist() == [0x61, 0xC3, 0xA9]

@@ -138,6 +138,17 @@ def test_train_one_model_with_a_field_changed(grid, tmp_path, capsys):
     assert say_json(capsys, "sweep", "table", "--out", tmp_path / "out")[0]["loss"] == row["loss"]
 
 
+def test_train_branches_from_a_trunk(grid, tmp_path, capsys):
+    recipe, trunk = grid.replace(":lrs", ":one"), tmp_path / "trunk"
+    wsd = ["train", recipe, "--set", "optim.schedule=wsd", "--set", "tokens=2560", "--set", "optim.decay_fraction=0.5"]
+    say_json(capsys, "train", recipe, "--set", "optim.schedule=constant", "--out", trunk)
+    branch, whole = say_json(capsys, *wsd, "--branch-from", trunk), say_json(capsys, *wsd)
+    assert (branch["run_id"], branch["loss"]) == (whole["run_id"], whole["loss"]) and branch["tokens"] == 2560
+    refused = [*wsd, "--set", "optim.lr=0.5", "--branch-from", trunk, "--out", tmp_path / "out"]
+    assert main([str(word) for word in refused]) == 2 and not (tmp_path / "out").exists()
+    assert "optim.lr is 0.5, but 0.001 in" in capsys.readouterr().err
+
+
 def test_train_without_a_folder_gives_the_same_loss(grid, swept, capsys):
     row = say_json(capsys, "train", grid.replace(":lrs", ":one"))
     rows = say_json(capsys, "sweep", "table", "--out", swept)
@@ -164,7 +175,8 @@ def posterior(tmp_path_factory):
 
 def test_predict_gives_the_promised_json(posterior, capsys):
     answer = say_json(capsys, "predict", posterior, "--params", "1B", "--tokens", "1e11")
-    assert set(answer) == {"loss", "law", "posterior"}
+    assert set(answer) == {"loss", "law", "posterior", "params", "tokens", "warnings"}
+    assert (answer["params"], answer["tokens"], answer["warnings"]) == (1e9, 1e11, [])
     assert (answer["law"], answer["posterior"]) == ("chinchilla", str(posterior))
     loss = answer["loss"]
     assert set(loss) == {"median", "low", "high", "level"} and loss["level"] == 0.9
@@ -182,6 +194,8 @@ def test_predict_several_scales(posterior, capsys):
     answers = say_json(capsys, "predict", posterior, "--params", "100M,1B", "--tokens", "10B")
     assert [(a["params"], a["tokens"]) for a in answers] == [(1e8, 1e10), (1e9, 1e10)]
     assert answers[0]["loss"]["median"] > answers[1]["loss"]["median"]
+    answers = say_json(capsys, "predict", posterior, "--params", "100M,70B", "--tokens", "10B")
+    assert [len(a["warnings"]) for a in answers] == [0, 1] and "params 7e+10 is" in answers[1]["warnings"][0]
     shown = say(capsys, "predict", posterior, "--params", "100M,70B", "--tokens", "10B")
     assert "28 runs" in shown and "90% interval" in shown and "70B" in shown
     assert "note: params 7e+10" in shown  # beyond what it was fitted to
@@ -198,6 +212,13 @@ def test_predict_says_what_a_setting_costs_and_which_are_good_enough(capsys):
     assert answer["settings"]["lr"] == pytest.approx(found.lr) and len(answer["settings"]["region"]) == 64
     shown = say(capsys, *at, "--lr", "9e-4", "--batch-tokens", "5M", "--within", "0.001")
     assert "regret of that setting" in shown and "within 0.1%: lr " in shown and "least expected regret" in shown
+
+
+def test_predict_doubts_a_setting_that_nobody_tried(capsys):
+    at = ("predict", "steplaw", "--params", "1B", "--tokens", "100B", "--lr", "10", "--batch-tokens", "1M")
+    shown = say(capsys, *at)
+    assert "over 100%" in shown and "note: the regret of lr 10 with batch_tokens 1e+06 is beyond" in shown
+    assert "the regret of lr 10" in say_json(capsys, *at)["warnings"][0]
 
 
 def test_predict_of_sparse_models(capsys):

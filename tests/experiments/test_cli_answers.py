@@ -1,13 +1,16 @@
 """allocate and compare, as a user runs them, on posteriors whose surface is known."""
 
 import json
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 import laws
+from experiments import show
 from experiments.cli import main
 from tests.laws import known
 from tests.laws.conftest import CHINCHILLA, loss_grid
@@ -16,6 +19,7 @@ POSTERIORS = {
     "mine.nc": known.chinchilla(0.001, seed=1),
     "other.nc": known.chinchilla(0.001, CHINCHILLA | {"E": 1.71, "B": 1620.0}, seed=2),
     "farseer.nc": known.farseer(),
+    "routed.nc": known.known("routed", None, {"a": np.zeros((2, 2))}),
 }
 
 
@@ -30,6 +34,22 @@ def say(capsys, line):
     out, err = capsys.readouterr()
     assert code == 0, err
     return out
+
+
+def test_datasets_by_name(capsys, tmp_path):
+    rows = json.loads(say(capsys, "datasets --json"))
+    assert [r["name"] for r in rows] == laws.datasets.names()
+    shown = say(capsys, "datasets")
+    assert all(r["name"] in shown and r["citation"] in shown for r in rows)
+    answer = json.loads(say(capsys, f"datasets farseer --out {tmp_path}/runs.csv --json"))
+    assert answer["runs"] == 404 and "2506.10972" in answer["citation"] and answer["home"].startswith("https")
+    assert len(laws.load_runs(tmp_path / "runs.csv")) == 404
+
+
+def test_a_budget_that_serving_eats_is_said_to_be(capsys):
+    said = say(capsys, "allocate mine.nc --flops 1e19 --inference-tokens 1e14")
+    assert "1e+14 tokens of inference leave no budget of 1e+19 FLOP" in said
+    assert "1T tokens of inference paid" in say(capsys, "allocate mine.nc --loss 2.2 --inference-tokens 1T")
 
 
 def test_allocate_equals_the_library(capsys):
@@ -47,6 +67,7 @@ def test_allocate_equals_the_library(capsys):
         assert row["valley"]["0.005"] == pytest.approx([edge[i] for edge in found.valley[0.005]])
         assert [r["smaller"] for r in row["smaller"]] == [1.5, 2, 4, 8]
     assert any("decades above" in text for text in answer["warnings"])
+    assert any(text.startswith("smaller models at 1e21 FLOP: tokens") for text in answer["warnings"])
 
 
 def test_allocate_as_a_table(capsys):
@@ -94,6 +115,27 @@ def test_compare(capsys):
         assert words in shown
 
 
+@pytest.mark.parametrize("width", [60, 80, 100])
+@pytest.mark.parametrize(
+    "line, numbers",
+    [
+        ("allocate mine.nc --flops 1e22,1e23", 60),
+        ("allocate mine.nc --loss 2.3,2.4", 22),
+        ("allocate mine.nc --loss 2.3 --params 3e9", 6),
+        ("compare mine.nc other.nc", 80),
+        ("predict mine.nc --params 1e9,7e9 --tokens 2e10", 10),
+    ],
+)
+def test_no_number_is_cut_on_a_narrow_terminal(capsys, monkeypatch, width, line, numbers):
+    wide = say(capsys, line)
+    monkeypatch.setattr(show, "console", lambda: Console(highlight=False, width=width))
+    shown = say(capsys, line)
+    tables = shown.split("note: ")[0]
+    assert "…" not in shown and max(map(len, tables.splitlines()[3:])) <= width
+    found = [set(re.findall(r"[-+]?\d[\d.]*(?:e\d+)?[kMBTx%]?", text)) for text in (wide, shown)]
+    assert found[0] == found[1] and len(re.findall(r"\d+\.?\d*", tables)) >= numbers
+
+
 @pytest.fixture
 def runs(tmp_path):
     """Runs about the surface of mine.nc, one of them far off."""
@@ -123,7 +165,7 @@ def test_pictures(capsys, tmp_path, suffix, head):
         "allocate mine.nc --flops 1e22",
         "compare mine.nc other.nc",
         "compare mine.nc other.nc --params 1B",
-        "compare mine.nc mine.nc --tokens 1T",
+        "compare mine.nc other.nc --tokens 1T",
     ):
         path = tmp_path / "folder" / f"picture.{suffix}"
         assert f"picture in {path}" in say(capsys, f"{line} --plot {path}")
@@ -148,6 +190,9 @@ def test_pictures(capsys, tmp_path, suffix, head):
         ("allocate mine.nc --flops much", ["--flops", "'much'"]),
         ("allocate mine.nc --flops 1e21 --inference-tokens 5", ["inference_tokens", "5e9"]),
         ("allocate mine.nc --flops 1e21 --level 90", ["--level", "'90'"]),
+        ("allocate routed.nc --flops 1e21", ["routed is a law of one budget"]),
+        ("allocate routed.nc --loss 2.1 --params 1e9", ["routed is a law of one budget"]),
+        ("allocate routed.nc --loss 2.1 --tokens 1e11", ["--active-share"]),
         ("allocate steplaw --flops 1e21", ["steplaw says nothing of the loss"]),
         ("allocate none.nc --flops 1e21", ["none.nc"]),
         ("compare mine.nc", ["B"]),

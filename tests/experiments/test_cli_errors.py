@@ -27,6 +27,11 @@ FILES = {
     "bad_corpus.py": b"from engine.config import *\n"
     b"def grid():\n    return TrainConfig(data=DataConfig(corpus='no/such/folder'))\n",
     "notes/thesis.tex": b"dear reader",
+    "gpt2/config.json": b'{"model_type": "gpt2"}',
+    "heldout.csv": GOOD.replace("loss", "eval_loss").encode(),
+    "diverged.csv": b"params,tokens,loss,status\n1e8,2e9,,diverged\n2e8,2e9,,diverged\n",
+    "runs.nc": GOOD.encode(),
+    "m.svg": b"CDF a posterior",
     "damaged.nc": b"CDF what is this",
 }
 
@@ -38,6 +43,9 @@ MISTAKES = [
     ("predict steplaw --parms 7e9 --tokens 1e12", ["'--parms'", "--params"]),
     ("predict steplaw --params 7e9", ["--tokens"]),
     ("predict", ["LAW_OR_FILE"]),
+    ("datasets gader", ["'gader'", "did you mean 'gadre'"]),
+    ("datasets --out {d}/x.csv", ["--out", "name it"]),
+    ("datasets farseer --out {d}/x.txt", ["--out", ".csv"]),
     ("predict steplaw extra --params 7e9 --tokens 1e12", ["extra"]),
     ("sweep run tiny --out", ["--out"]),
     # predict
@@ -51,6 +59,7 @@ MISTAKES = [
     ("predict steplaw --params 1B,2B,3B --tokens 1T,2T", ["--tokens", "2 values"]),
     ("predict steplaw --params 7e9 --tokens 1e12 --lr 1e-3", ["--lr and --batch-tokens go together"]),
     ("predict steplaw --params 7e9 --tokens 1e12 --lr 900 --batch-tokens 1M", ["lr 900", "3e-4"]),
+    ("predict steplaw --params 1e9 --tokens 1e11 --lr 1e-3 --batch-tokens 512", ["batch_tokens 512", "sequences"]),
     ("predict steplaw --params 7e9 --tokens 1e12 --within 0", ["--within", "'0'"]),
     ("predict steplaw --params 7e9 --tokens 1e12 --within 200%", ["within", "got 2"]),
     ("predict steplaw --params 7e9 --tokens 1e12 --within 0.0001%", ["within 1e-06", "expected regret"]),
@@ -71,8 +80,12 @@ MISTAKES = [
     ("fit chinchilla {d}/zero.csv --out {d}/x.nc", ["row 3", "tokens", "= 0"]),
     ("fit steplaw {d}/sequences.csv --out {d}/x.nc", ["batch_tokens", "64", "sequences"]),
     ("fit chinchilla {d}/nan.csv --out {d}/x.nc", ["row 3", "loss"]),
+    ("compare {d}/runs.nc {d}/runs.nc", ["A and B are both"]),
     ("fit chinchilla {d} --out {d}/x.nc", ["parts/*.parquet"]),
     ("fit steplaw steplaw-dnse --out {d}/x.nc", ["'steplaw-dnse'", "steplaw-dense"]),
+    ("fit chinchilla {d}/heldout.csv --out {d}/x.nc", ["'loss'", "--target eval_loss"]),
+    ("backtest chinchilla {d}/heldout.csv", ["'loss'", "--target eval_loss"]),
+    ("report {d}/heldout.csv --out {d}/x.html", ["'loss'", "--target eval_loss"]),
     ("backtest chinchilla {d}/nan.csv", ["row 3", "loss"]),
     ("backtest chinchilla {d}/good.csv --heldout size", ["--heldout", "'size'", "params, compute"]),
     # laws
@@ -84,6 +97,13 @@ MISTAKES = [
     ("fit chinchilla {d}/good.csv --out {d}", ["{d}", "folder"]),
     ("fit chinchilla {d}/good.csv --out {d}/good.csv/x.nc", ["good.csv/x.nc"]),
     ("fit chinchilla {d}/good.csv --out /proc/x.nc", ["/proc/x.nc"]),
+    ("fit chinchilla {d}/good.csv --out {d}/good.csv", ["good.csv", "overwritten"]),
+    ("fit chinchilla {d}/good.csv,{d}/runs.nc --out {d}/notes/../runs.nc", ["runs.nc", "overwritten"]),
+    ("fit chinchilla {d}/good.csv --out {d}/good.html", ["good.html", ".nc"]),
+    ("report {d}/good.csv --out {d}/good.csv", ["good.csv", "overwritten"]),
+    ("report {d}/good.csv --out {d}/good.nc", ["good.nc", ".html"]),
+    ("allocate {d}/m.svg --flops 1e20 --plot {d}/m.svg", ["m.svg", "overwritten"]),
+    ("compare {d}/damaged.nc {d}/m.svg --plot {d}/m.svg", ["m.svg", "overwritten"]),
     ("sweep run tiny --out {d}/good.csv", ["good.csv", "file"]),
     ("sweep run tiny --out {d}/good.csv/out", ["good.csv/out"]),
     ("sweep run tiny --out /proc/out", ["/proc/out"]),
@@ -103,6 +123,9 @@ MISTAKES = [
     ("train dense_1m --set optim.lrr=1e-3 --out {d}/out", ["'optim.lrr'", "optim.lr"]),
     ("train dense_1m --set optim.lr=fast --out {d}/out", ["optim.lr", "'fast'"]),
     ("train dense_1m --set optim.lr=-1 --out {d}/out", ["optim.lr", "-1"]),
+    ("train dense_1m --set optim.optimizer=adam --out {d}/out", ["'adam'", "adafactor"]),
+    ("train dense_1m --branch-from {d}/none --out {d}/out", ["{d}/none"]),
+    ("train dense_1m --branch-from {d}/notes --out {d}/out", ["{d}/notes"]),
     ("train dense_1m --set optim.lr --out {d}/out", ["'optim.lr'", "field=value"]),
     ("train dense_1m --set seed=1 --set seed=2 --out {d}/out", ["seed", "twice"]),
     ("train dense_1m --set model.d_model=161 --out {d}/out", ["161"]),
@@ -114,6 +137,13 @@ MISTAKES = [
     ("train dense_1m --profile 15:10 --out {d}/new", ["--profile", "'15:10'", "10:15"]),
     ("train dense_1m --profile 10:15", ["--profile", "--out"]),
     ("train dense_1m --wandb mine", ["--wandb", "--out"]),
+    # trained models
+    ("generate {d}/none --prompt x", ["none", "holds no model"]),
+    ("generate {d}/notes --prompt x", ["notes", "holds no model"]),
+    ("generate {d}/gpt2 --prompt x", ["'gpt2'", "llama"]),
+    ("export {d}/none --out {d}/out", ["none", "holds no model"]),
+    ("export {d}/gpt2 --out {d}/out", ["'gpt2'", "llama"]),
+    ("export {d}/none", ["--out"]),
 ]  # fmt: skip
 
 
@@ -142,6 +172,14 @@ def test_one_line_and_exit_code_2(folder, capfd, line, named, as_json):
     assert out == ""
     for word in named:
         assert word.format(d=folder) in err
+    assert snapshot(folder) == before
+
+
+def test_a_report_of_no_law_is_an_error(folder, capfd):
+    before = snapshot(folder)
+    assert main(f"report {folder}/diverged.csv --out {folder}/x.html".split()) == 2
+    err = capfd.readouterr().err
+    assert err.startswith("stepseer: no law can be fitted") and "status ok" in err and err.count("\n") == 1, err
     assert snapshot(folder) == before
 
 

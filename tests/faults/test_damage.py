@@ -30,7 +30,7 @@ def saved(step):
 def restore(folder):
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state(1))
     with Checkpoints(folder) as store:
-        return store.restore(target, trials=TRIALS)
+        return store.restore(target, check=store.of_trials(TRIALS))
 
 
 def is_right(found):

@@ -215,3 +215,14 @@ def test_any_budget_is_an_answer_or_a_sentence(exponent, inference, shape):
             D = (flops - 2 * inference * N) / 6 / N
             if (D > 0).all():
                 assert (posterior.predict(params=N, tokens=D).mean_loss.draws.mean(axis=0) >= mean - 1e-6).all()
+
+
+def test_a_smaller_model_outside_the_data_is_said_to_be():
+    posterior = known.chinchilla(0.001)
+    inside = laws.overtrain(posterior, flops=6e19, smaller=[1.5])
+    assert inside.attrs["warnings"] == [] and inside["tokens"].iloc[0] < 1e12
+    outside = laws.overtrain(posterior, flops=4e22, smaller=[1.5, 3])
+    assert outside["tokens"].max() > 1e12 and outside["params"].max() > 1e10
+    params, tokens = outside.attrs["warnings"]
+    assert params.startswith("params ") and tokens.startswith(f"tokens {outside['tokens'].max():.3g} is")
+    assert "above the fitted range" in params and "above the fitted range" in tokens

@@ -80,7 +80,7 @@ def test_ranges_and_warnings():
     b.meta["ranges"] = {"params": [5e8, 1e11], "tokens": [1e9, 1e12]}
     found = laws.compare(a, b)
     assert found.params[0] == pytest.approx(5e8) and found.params[-1] == pytest.approx(1e11)
-    assert any(text.startswith("a: params 1e+11 is 1 decades above") for text in found.warnings)
+    assert any(text.startswith("a: params 1e+11 is 1 decade above") for text in found.warnings)
     assert not any(text.startswith("b: params") for text in found.warnings)
     b.meta["ranges"] = {"params": [2e10, 1e11], "tokens": [1e9, 1e12]}
     with pytest.raises(InputError, match="ranges of params have nothing in common"):

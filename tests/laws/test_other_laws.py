@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import laws
-from laws import forms, report
+from laws import forms, noise, report
 from laws.errors import FitError, InputError
 from laws.forms import data_constrained, grid, routed
 
@@ -248,6 +248,27 @@ def test_a_missing_covariate_is_named(law):
     for column in forms.get(law).COLUMNS:
         with pytest.raises(InputError, match=f"{law} needs a column '{column}'"):
             laws.fit(law, runs_of(law).drop(columns=column))
+
+
+@pytest.mark.parametrize("law, where", [("moe", "active N"), ("routed", "experts")])
+def test_an_outlier_is_named_by_the_laws_own_axes(law, where):
+    runs = runs_of(law)
+    runs.loc[20, "loss"] *= 1.3
+    posterior = laws.fit(law, runs, laplace=True)
+    (named,) = posterior.meta["outliers"]
+    for axis in forms.get(law).AXES:
+        assert named[axis] == pytest.approx(runs[axis][20])
+    assert f"{where} " in noise.sentence(0.01, posterior.meta)
+
+
+def test_dense_rows_need_no_active_size():
+    runs = runs_of("moe")
+    dense = runs["params"] == runs["params_active"]
+    bare = runs.assign(params_active=runs["params_active"].where(~dense), n_experts=np.where(dense, np.nan, 16))
+    (note, *_) = laws.fit("moe", bare, laplace=True).meta["warnings"]
+    assert note.startswith(f"{dense.sum()} rows without params_active are taken for dense models")
+    with pytest.raises(InputError, match="moe needs 'params_active' in every finished run"):
+        laws.fit("moe", bare.assign(n_experts=16))
 
 
 def test_runs_harmed_by_repetition_are_left_out_and_counted():

@@ -7,6 +7,7 @@ import pytest
 import laws
 from laws.errors import FitError, InputError
 from laws.fitting import digest
+from laws.forms import discrepancy
 
 from .conftest import CHINCHILLA, loss_grid
 
@@ -50,6 +51,29 @@ def test_a_known_hierarchy_is_recovered(fitted):
     widths = {r: np.subtract(*np.log(fitted.predict(**AT, recipe=r).loss.interval())[::-1]) for r in ("b", "c", "new")}
     assert widths["b"] < widths["c"] < widths["new"]
     assert np.log(1.04 / 0.97) < widths["new"] < 0.6
+
+
+def test_form_error_is_in_the_difference_of_two_recipes(fitted):
+    """Far from the data a difference opens up by more than the recipes' levels and slopes do, yet less than for fits
+    that know nothing of each other."""
+    b, c = fitted.of("b"), fitted.of("c")
+    plain = [laws.Posterior(x.law, {s: v for s, v in x.samples.items() if s != "discrepancy"}, x.meta) for x in (b, c)]
+    far = {"params": 1e12, "tokens": 1e14}
+
+    def spread(x, y):
+        return np.std(np.log(x.predict(**far).mean_loss.draws / y.predict(**far).mean_loss.draws))
+
+    alone = np.hypot(*(np.std(np.log(x.predict(**far).mean_loss.draws)) for x in (b, c)))
+    assert 1.1 * spread(*plain) < spread(b, c) < alone
+
+
+def test_weights_of_recipes_are_weights_of_plain_features():
+    rng = np.random.default_rng(0)
+    phi, recipe, weights = rng.normal(size=(7, 3)), np.array([0, 1, 1, 0, 2, 2, 1]), rng.normal(size=(5, 4 * 3))
+    expected = weights @ discrepancy.by_recipe(phi, recipe, 3).T
+    each = discrepancy.of_each(weights, 3)
+    assert each.shape == (5, 3, 3)
+    np.testing.assert_allclose(np.einsum("spf,pf->sp", each[:, recipe], phi), expected)
 
 
 def test_few_runs_borrow_from_the_others(fitted):

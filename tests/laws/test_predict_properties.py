@@ -82,7 +82,7 @@ def test_warnings_say_what_is_outside_and_nothing_else(posterior, params, tokens
         mine = [text for text in said if text.startswith(name)]
         decades = max(np.log10(value / high), np.log10(low / value))
         if decades > 0.006:
-            assert len(mine) == 1 and f"{decades:.2g} decades" in mine[0]
+            assert len(mine) == 1 and f"{decades:.2g} decade" in mine[0]
             assert ("above" if value > high else "below") in mine[0]
         elif decades < 0.004:
             assert mine == []

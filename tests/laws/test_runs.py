@@ -151,7 +151,19 @@ def test_paths_and_names_that_do_not_exist(tmp_path):
     assert "no file or folder" in refusal(tmp_path / "absent.csv")
     assert "no results there" in refusal(tmp_path)
     assert "did you mean 'steplaw-dense'" in refusal("steplaw-dence")
-    assert "known: " in refusal("qqq")
+    assert "`stepseer datasets` lists them" in refusal("qqq")
+    assert "no table named 'qqq'" in refusal("farseer,qqq")
+
+
+def test_files_with_a_comma_between_are_one_table(tmp_path):
+    for name, loss in (("a", 3.0), ("b", 2.9)):
+        pd.DataFrame({"params": [1e8], "tokens": [2e9], "loss": [loss]}).to_csv(tmp_path / f"{name}.csv", index=False)
+    assert list(load_runs(f"{tmp_path}/a.csv, {tmp_path}/b.csv")["loss"]) == [3.0, 2.9]
+
+
+def test_a_column_named_twice_is_refused(tmp_path):
+    (tmp_path / "twice.csv").write_text("params,tokens,loss,loss\n1e8,2e9,3,3.1\n")
+    assert "'loss' is there twice" in refusal(tmp_path / "twice.csv")
     assert "cannot read a int" in refusal(7)
 
 

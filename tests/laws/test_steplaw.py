@@ -113,6 +113,18 @@ def test_regret_of_the_paper_on_its_own_cells(packaged):
     assert np.all(far.median > 0.003)
 
 
+def test_a_setting_far_from_all_that_was_tried_is_doubted(packaged):
+    where = {"params": 1e9, "tokens": 1e11}
+    near = packaged.regret(**where, lr=1e-3, batch_tokens=5e5)
+    assert near.warnings == [] and near.median < 0.01
+    bad = packaged.regret(params=[1e9, 7e9], tokens=1e11, lr=[1e-3, 10], batch_tokens=5e5)
+    assert bad.median[1] > 1 and len(bad.warnings) == 2
+    assert "params 7e+09 is" in bad.warnings[0] and "the regret of lr 10 with batch_tokens 5e+05" in bad.warnings[1]
+    for batch, words in ((512, "looks like sequences"), (2e11, "larger than the run's tokens")):
+        with pytest.raises(InputError, match=words):
+            packaged.regret(**where, lr=1e-3, batch_tokens=batch)
+
+
 def test_refusals(packaged, small_chinchilla):
     where = {"params": 7e9, "tokens": 1.4e12}
     with pytest.raises(InputError, match="no setting is within 1e-06: the best has an expected regret of"):
