@@ -2,12 +2,15 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import engine
 from engine import InputError
 from engine import config as config_lib
+from engine.checkpoint import Checkpoints, Saved
 
 HYPERS = [{}, {"optim.lr": 3e-3, "seed": 5}]
 
@@ -76,6 +79,29 @@ def test_resumes_on_another_mesh(tiny, undisturbed, tmp_path):
     elsewhere = config_lib.replace(tiny, {"mesh.trial": 2, "mesh.fsdp": 2})
     resumed = engine.train_population(elsewhere, HYPERS, folder=tmp_path)
     np.testing.assert_allclose(resumed[1].metrics["loss"], undisturbed[1].metrics["loss"], rtol=1e-5)
+
+
+LAYOUTS = [(1, 1), (8, 1), (1, 8), (2, 4)]
+
+
+@pytest.mark.parametrize("saved_on", LAYOUTS)
+def test_a_state_is_restored_bit_for_bit_on_any_layout(saved_on, tmp_path):
+    """Of 1 to 8 devices; what is sharded how is up to the reader."""
+
+    def sharding(shape):
+        devices = np.asarray(jax.devices()[: shape[0] * shape[1]]).reshape(shape)
+        return NamedSharding(Mesh(devices, ("a", "b")), PartitionSpec("a", "b"))
+
+    values = np.random.default_rng(0).normal(size=(16, 24)).astype(np.float32)
+    with Checkpoints(tmp_path) as store:
+        state = {"w": jax.device_put(values, sharding(saved_on))}
+        store.save(Saved(3, state, {"loss": np.ones((3, 1), np.float32)}, {"trials": ["x"]}))
+    for shape in LAYOUTS:
+        with Checkpoints(tmp_path) as store:
+            target = {"w": jax.ShapeDtypeStruct(values.shape, values.dtype, sharding=sharding(shape))}
+            found = store.restore(target, check=store.of_trials(["x"]))
+        assert found.state["w"].sharding == sharding(shape) and found.step == 3
+        np.testing.assert_array_equal(found.state["w"], values)
 
 
 def largest_file(step_folder):

@@ -23,6 +23,8 @@ def test_training_killed_twenty_times_ends_with_the_same_bits(tmp_path):
     assert told["kills"] == killed.KILLS and told["in_saves"] >= killed.KILLS // 4, told
     assert told["reached"] == sorted(told["reached"]) and 0 < told["reached"][-1] < killed.CONFIG.steps, told
     assert told["exit"] == 0
+    programs = sorted(p.name.split("-")[0] for p in (tmp_path / "compiled").glob("*-cache"))
+    assert programs == ["jit_eval_step", "jit_init_state", "jit_train_steps"]  # compiled once for all 22 starts
     assert told["left"][-1] == "logs" and not any("tmp" in name for name in told["left"])  # nothing half written stays
 
     undisturbed, survivor = (np.load(tmp_path / f"{name}.npz") for name in ("undisturbed", "killed"))
