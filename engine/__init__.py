@@ -1,6 +1,7 @@
 """The trainer: decoders, dense or of experts, one or many to a program, on CPU, GPU and TPU meshes."""
 
 from engine import hf
+from engine.checkpoint import Keep
 from engine.config import ComputeConfig, DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from engine.errors import InputError
 from engine.loop import Progress, Result, check, train, train_population
@@ -12,6 +13,7 @@ __all__ = [
     "ComputeConfig",
     "DataConfig",
     "InputError",
+    "Keep",
     "MeshConfig",
     "ModelConfig",
     "OptimConfig",

@@ -6,11 +6,15 @@ digest is stored with it and verified when it is read; a bad step is named, remo
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
+import math
+import os
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +22,31 @@ from typing import Any
 import jax
 import numpy as np
 
-from engine.errors import InputError
+from engine.errors import InputError, require
 
 log = logging.getLogger("stepseer.engine")
 
 FORMAT = 1
-KEEP = 2  # steps kept: the newest, and one to fall back on
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Which checkpoints stay: the newest, and beside them some for good. Fewer than two leave none to fall back on."""
+
+    newest: int = 2
+    every_steps: int = 0  # save at the multiples of it, and keep those; 0: none
+    every_hours: float = 0.0  # keep the first, and the first after every so many hours; 0: none
+
+    def __post_init__(self) -> None:
+        require(self.newest >= 1, f"keep.newest is {self.newest}; it must be at least 1")
+        require(self.every_steps >= 0, f"keep.every_steps is {self.every_steps}; it must be zero or more")
+        require(
+            math.isfinite(self.every_hours) and self.every_hours >= 0,
+            f"keep.every_hours is {self.every_hours}; it must be zero or more",
+        )
+
+
+KEEP = Keep()
 
 
 @dataclass(frozen=True)
@@ -43,14 +66,17 @@ class Checkpoints:
     read_only: nothing is saved, made or removed.
     """
 
-    def __init__(self, folder: str | Path, *, read_only: bool = False):
+    def __init__(self, folder: str | Path, keep: Keep = KEEP, *, read_only: bool = False):
         import orbax.checkpoint as ocp
 
         self.folder = Path(folder).absolute()
         self._ocp = ocp
         self._read_only = read_only
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=None if read_only else KEEP, create=not read_only, enable_async_checkpointing=True
+            preservation_policy=None if read_only else _policy(keep),
+            create=not read_only,
+            cleanup_tmp_directories=not read_only,
+            enable_async_checkpointing=True,
         )
         try:
             if not read_only:
@@ -70,10 +96,16 @@ class Checkpoints:
             "leaves": {k: _describe(v) for k, v in _leaves(arrays).items()},
         }
         args = self._ocp.args
-        self._manager.save(
-            saved.step,
-            args=args.Composite(arrays=args.StandardSave(_as_dict(arrays)), meta=args.JsonSave(_signed(meta))),
-        )
+        with self._named():
+            self._manager.save(
+                saved.step,
+                args=args.Composite(arrays=args.StandardSave(_as_dict(arrays)), meta=args.JsonSave(_signed(meta))),
+            )
+
+    def wait(self) -> None:
+        """Returns when the last save is safe."""
+        with self._named():
+            self._manager.wait_until_finished()
 
     def restore(self, state: Any, *, check: Callable[[int, dict[str, Any]], None]) -> Saved | None:
         """The newest good step, or None when there is none at all.
@@ -162,8 +194,41 @@ class Checkpoints:
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._manager.close()  # waits for the last save
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            with self._named():
+                self._manager.close()  # waits for the last save
+        except InputError as failed:
+            if error is None or isinstance(error, SystemExit | KeyboardInterrupt):
+                raise
+            log.warning("%s", failed)  # what ended the run matters more
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """What Orbax and TensorStore raise when a save fails, be it the one before, as one InputError."""
+        try:
+            yield
+        except Exception as error:
+            # Each of the many writes of a save fails for the same reason; asyncio would print them all.
+            logging.getLogger("asyncio").addFilter(lambda record: "never retrieved" not in record.getMessage())
+            code = re.search(r"os_error_code='(\d+)'", str(error))
+            reason = os.strerror(int(code[1])) if code else getattr(error, "strerror", None) or str(error)
+            raise InputError(
+                f"cannot save to {self.folder} ({' '.join(reason.split()):.200}); "
+                "make room there, then the same call goes on from the last good checkpoint"
+            ) from error
+
+
+def _policy(keep: Keep) -> Any:
+    """`keep` in Orbax's terms."""
+    from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
+
+    chosen: list[Any] = [policies.LatestN(keep.newest)]
+    if keep.every_steps:
+        chosen.append(policies.EveryNSteps(keep.every_steps))
+    if keep.every_hours:
+        chosen.append(policies.EveryNSeconds(max(1, round(3600 * keep.every_hours))))
+    return policies.AnyPreservationPolicy(chosen)
 
 
 def _leaves(tree: Any) -> dict[str, Any]:

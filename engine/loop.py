@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,31 +15,24 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from engine import branch, checkpoint, data, optim, population, step
+from engine import accelerators, branch, checkpoint, data, optim, population, step, stop
 from engine import config as config_lib
 from engine import lanes as lanes_lib
+from engine import logs as logs_lib
 from engine import mesh as mesh_lib
 from engine import model as model_lib
 from engine import row as row_lib
+from engine.checkpoint import KEEP, Keep
 from engine.config import TrainConfig
 from engine.errors import InputError
+from engine.history import History, Pace, Progress, diverged_at
 from engine.optim import Hyper
+from engine.profile import Profile
 
 MAX_CALL_STEPS = 32  # steps of one call at most; fewer when a batch is large or a step takes long
 CALL_TOKENS = 2**18  # tokens on the device per call, at most (or one batch)
 EVAL_TOKENS = 2048  # tokens of an evaluation batch, where the training batch is smaller
 CALL_SECONDS = 0.5  # aim of one call: progress and interrupts are this fine-grained
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a population is; given to `on_progress` after every call."""
-
-    step: int
-    total_steps: int
-    tokens_per_s: float  # over all trials, this session, compile time left out
-    loss: float  # mean over live trials of the last step read
-    eta_s: float
 
 
 @dataclass(frozen=True)
@@ -58,10 +53,13 @@ def train(
     folder: str | Path | None = None,
     branch_from: str | Path | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    **how: Any,
 ) -> Result:
     """Trains one model. With a folder: checkpoints go there, and a run that was cut off goes on from its last.
-    branch_from: another run's folder, from whose last checkpoint a new run goes on (`engine.branch`)."""
-    return train_population(config, [{}], folder=folder, branch_from=branch_from, on_progress=on_progress)[0]
+    branch_from: another run's folder, from whose last checkpoint a new run goes on (`engine.branch`). how: further
+    arguments of `train_population`.
+    """
+    return train_population(config, [{}], folder=folder, branch_from=branch_from, on_progress=on_progress, **how)[0]
 
 
 def train_population(
@@ -72,6 +70,10 @@ def train_population(
     branch_from: str | Path | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     save_every_s: float = 60.0,
+    keep: Keep = KEEP,
+    logs: str | Path | None = None,
+    wandb: str | None = None,
+    profile: tuple[int, int] | None = None,
 ) -> list[Result]:
     """Trains len(hypers) models as one compiled program, all on the same batches; results in the same order.
 
@@ -79,16 +81,24 @@ def train_population(
     save_every_s seconds, at the end, and before passing on what on_progress raises; with one there the run goes on
     from it, bit for bit as if never stopped. branch_from: a folder of another population's checkpoints, from whose
     last these trials go on if they have none of their own, bit for bit as if they had done those steps
-    (`engine.branch`).
+    (`engine.branch`). keep: which checkpoints stay. logs: folder of the metrics (`engine.logs`), by default
+    `folder`/logs; wandb: a Weights & Biases project for them too; profile: (first, last), steps to trace there.
     A trial whose loss or gradient stops being finite freezes and is reported as diverged; the others are untouched.
-    Raises InputError for impossible configs, data that can't be had, or a folder that holds something else.
+    SIGTERM, unless the caller handles it, saves at the next step and raises SystemExit(143), if there is a folder.
+    Raises InputError for impossible configs, data that can't be had, a folder of something else, or a full disk.
     """
     started = time.monotonic()
     job = _prepare(config, hypers)
-    history = _History(job.steps, len(job.trials))
+    history = History(job.steps, len(job.trials))
     tokenizer = None if job.corpus.tokenizer is None else job.corpus.tokenizer.to_json()
-    with checkpoint.Checkpoints(folder) if folder is not None else nullcontext() as store:
+    if logs is None and folder is not None:
+        logs = Path(folder) / "logs"
+    with ExitStack() as stack:
+        asked = stack.enter_context(stop.on_sigterm(folder))
+        store = stack.enter_context(checkpoint.Checkpoints(folder, keep)) if folder is not None else None
         state, elapsed, job = _start(job, store, history, branch_from)
+        log = stack.enter_context(logs_lib.Logs(logs, job.trials, wandb=wandb))
+        log.start(history.so_far())
 
         def save(state: step.State) -> None:
             if store is not None:
@@ -100,10 +110,21 @@ def train_population(
                 }
                 store.save(checkpoint.Saved(history.steps, state, history.so_far(), meta))
 
-        state = _advance(job, state, history, save, save_every_s, on_progress)
-    eval_loss_G = evaluate(config, job.mesh, state.params, job.corpus.heldout)
+        tracing = stack.enter_context(Profile(profile, logs))
+        around = _Around(save, save_every_s, keep.every_steps, log, tracing, asked, on_progress)
+        state = _advance(job, state, history, around)
+        if store is not None:
+            store.wait()
+        results = _results(job, state, history, elapsed - started, folder)
+        log.finish([result.row for result in results])
+    return results
+
+
+def _results(job: _Job, state: step.State, history: History, clock: float, folder: str | Path | None) -> list[Result]:
+    """Evaluates, and makes what `train_population` returns. clock: seconds spent before, less the moment of start."""
+    eval_loss_G = evaluate(job.config, job.mesh, state.params, job.corpus.heldout)
     params_G = jax.device_get(state.params)
-    wall_s = (elapsed + time.monotonic() - started) / len(job.trials)
+    wall_s = (clock + time.monotonic()) / len(job.trials)
     where = Path(folder) if folder is not None else None
     results = []
     for g, trial in enumerate(job.trials):
@@ -113,7 +134,7 @@ def train_population(
             losses=metrics["loss"],
             eval_loss=float(eval_loss_G[g]),
             chars_per_token=job.corpus.heldout_chars_per_token,
-            diverged_at=_diverged_at(metrics),
+            diverged_at=diverged_at(metrics),
             wall_s=wall_s,
         )
         metrics = {"step": np.arange(len(metrics["loss"])), **metrics}
@@ -174,7 +195,7 @@ def _prepare(config: TrainConfig, hypers: Sequence[Mapping[str, float]]) -> _Job
 
 
 def _start(
-    job: _Job, store: checkpoint.Checkpoints | None, history: _History, branch_from: str | Path | None
+    job: _Job, store: checkpoint.Checkpoints | None, history: History, branch_from: str | Path | None
 ) -> tuple[step.State, float, _Job]:
     """The state to go on from and the seconds spent before: the last good checkpoint's (filling history), its own or
     else its trunk's, or new; and the job with its lanes, which are those of the checkpoint, if they still fit the
@@ -195,35 +216,64 @@ def _start(
     return population.init_state(job.mesh, job.trials, job.hyper_G), 0.0, job.with_lanes(wanted)
 
 
-def _advance(
-    job: _Job,
-    state: step.State,
-    history: _History,
-    save: Callable[[step.State], None],
-    save_every_s: float,
-    on_progress: Callable[[Progress], None] | None,
-) -> step.State:
+@dataclass(frozen=True)
+class _Around:
+    """What else is done while a population trains."""
+
+    save: Callable[[step.State], None]
+    save_every_s: float
+    save_every_steps: int  # at the multiples of it, beside; 0: at none
+    log: logs_lib.Logs
+    profile: Profile
+    asked: threading.Event  # to stop
+    on_progress: Callable[[Progress], None] | None
+
+    def room(self, done: int) -> int:
+        """Steps until something is to be done between two steps."""
+        borders = [done + self.save_every_steps - done % self.save_every_steps] if self.save_every_steps else []
+        return min([b for b in (*borders, *self.profile.borders) if b > done], default=sys.maxsize) - done
+
+    def request_to_stop(self, progress: Callable[[], Progress] | None) -> BaseException | None:
+        """What SIGTERM or on_progress wants to end the run with. progress: None before the first metrics."""
+        if self.asked.is_set():
+            return SystemExit(stop.EXIT_CODE)
+        if self.on_progress is not None and progress is not None:
+            try:
+                self.on_progress(progress())
+            except BaseException as request:
+                return request
+        return None
+
+
+def _advance(job: _Job, state: step.State, history: History, around: _Around) -> step.State:
     """From history.steps to the last horizon. The hot loop: no transfer but the batches in and late metrics out.
 
-    Saves every save_every_s, at the end, and before passing on what on_progress raises (a request to stop).
+    Saves every save_every_s, at the multiples of save_every_steps, at the end, and at a request to stop.
     """
     config, seq_len = job.config, job.config.data.seq_len
     run_steps = population.compiled_train_steps(step.program(config), job.mesh)
     call_steps = job.call_steps
-    pace = _Pace()
+    pace = Pace()
     done = saved = history.steps
     last_save = time.monotonic()
     unread: list[tuple[step.Metrics, int]] = []  # of the last call; read after the next is dispatched
+    tokens_per_step = config.batch_tokens * len(job.trials)
+    peak = accelerators.peak_tokens_per_s(config, job.mesh)
 
     def read_all_but(kept: int) -> None:
         while len(unread) > kept:
             metrics, n = unread.pop(0)
-            history.extend({name: rows[:n] for name, rows in step.as_dict(jax.device_get(metrics)).items()})
+            rows = {name: rows[:n] for name, rows in step.as_dict(jax.device_get(metrics)).items()}
+            history.extend(rows)
             pace.mark(history.steps)
+            around.log.write(history.steps - n, rows, history.progress(pace, tokens_per_step, peak))
 
     with jax.transfer_guard("disallow"):
         while done < job.steps and not history.all_over(job.horizons):
-            n = min(pace.steps_within(CALL_SECONDS), call_steps, job.steps - done)
+            if around.profile.turns(done):
+                read_all_but(0)
+                around.profile.turn(done)
+            n = min(pace.steps_within(CALL_SECONDS), call_steps, job.steps - done, around.room(done))
             batches = np.zeros((call_steps, config.batch_size, seq_len + 1), np.int32)
             rows = data.sequences(
                 job.corpus.train,
@@ -239,21 +289,19 @@ def _advance(
             unread.append((metrics, n))
             done += n
             read_all_but(0 if done == job.steps else 1)
-            stop = None
-            if on_progress is not None and history.steps:
-                try:
-                    on_progress(history.progress(pace, config.batch_tokens * len(job.trials)))
-                except BaseException as request:
-                    stop = request
-            if stop is not None or time.monotonic() - last_save > save_every_s:
+            request = around.request_to_stop(
+                (lambda: history.progress(pace, tokens_per_step, peak)) if history.steps else None
+            )
+            due = around.save_every_steps and done % around.save_every_steps == 0
+            if request is not None or due or time.monotonic() - last_save > around.save_every_s:
                 read_all_but(0)
-                save(state)
+                around.save(state)
                 saved, last_save = done, time.monotonic()
-            if stop is not None:
-                raise stop
+            if request is not None:
+                raise request
         read_all_but(0)
     if saved < done:
-        save(state)
+        around.save(state)
     return state
 
 
@@ -275,63 +323,3 @@ def evaluate(config: TrainConfig, mesh: Any, params_G: Any, heldout: np.ndarray)
         nll_G = eval_step(params_G, jax.device_put(tokens, sharding), jax.device_put(weights, sharding))
         total = total + np.asarray(nll_G, np.float64)
     return total / (len(starts) * seq_len)
-
-
-class _Pace:
-    """Seconds per step, from the moments at which metrics became known; the first call, which compiles, is left out."""
-
-    def __init__(self) -> None:
-        self._marks: list[tuple[float, int]] = []
-
-    def mark(self, steps_done: int) -> None:
-        self._marks.append((time.monotonic(), steps_done))
-        del self._marks[1:-20]  # the first, and the recent ones
-
-    def seconds_per_step(self) -> float | None:
-        if len(self._marks) < 2 or self._marks[-1][1] == self._marks[0][1]:
-            return None
-        (t0, n0), (t1, n1) = self._marks[-2] if len(self._marks) > 2 else self._marks[0], self._marks[-1]
-        return max(t1 - t0, 1e-9) / max(n1 - n0, 1)
-
-    def steps_within(self, seconds: float) -> int:
-        per_step = self.seconds_per_step()
-        return 1 if per_step is None else max(1, int(seconds / per_step))
-
-
-class _History:
-    """Metrics of every step done, [steps, G, ...], and where each trial first went wrong."""
-
-    def __init__(self, total: int, n_trials: int):
-        self.steps = 0
-        self._total = total
-        self._rows: dict[str, np.ndarray] = {}
-        self._diverged = np.zeros(n_trials, bool)
-
-    def extend(self, rows: Mapping[str, np.ndarray]) -> None:
-        end = self.steps + len(rows["loss"])
-        for name, values in rows.items():
-            if name not in self._rows:
-                self._rows[name] = np.zeros((self._total, *values.shape[1:]), np.float32)
-            self._rows[name][self.steps : end] = values
-        self._diverged |= ~(np.isfinite(rows["loss"]) & np.isfinite(rows["grad_norm"])).all(axis=0)
-        self.steps = end
-
-    def so_far(self) -> dict[str, np.ndarray]:
-        return {name: values[: self.steps] for name, values in self._rows.items()}
-
-    def all_over(self, horizons: np.ndarray) -> bool:
-        """True when no trial has anything left to learn: all diverged or past their horizon."""
-        return bool(np.all(self._diverged | (self.steps >= horizons)))
-
-    def progress(self, pace: _Pace, tokens_per_step: int) -> Progress:
-        last = self._rows["loss"][self.steps - 1]
-        loss = float(np.mean(last[np.isfinite(last)])) if np.isfinite(last).any() else float("nan")
-        per_step = pace.seconds_per_step() or float("nan")
-        left = self._total - self.steps
-        return Progress(self.steps, self._total, tokens_per_step / per_step, loss, left * per_step)
-
-
-def _diverged_at(metrics: Mapping[str, np.ndarray]) -> int | None:
-    """First of a trial's own steps with a non-finite loss or gradient."""
-    bad = np.flatnonzero(~(np.isfinite(metrics["loss"]) & np.isfinite(metrics["grad_norm"])))
-    return int(bad[0]) if len(bad) else None

@@ -1,6 +1,6 @@
 """The `stepseer` command: finds the subcommand, runs it, and turns a user's mistake into one line and exit code 2.
 
-Exit codes: 0 done; 1 done, but some trials failed; 2 the user can fix it; 130 interrupted.
+Exit codes: 0 done; 1 done, but some trials failed; 2 the user can fix it; 130 interrupted, 143 by SIGTERM.
 Each subcommand is a module of `experiments.commands` with `parser() -> Parser` and `run(args) -> int`, imported only
 when called: `stepseer predict` must not pay for the trainer.
 """
@@ -22,6 +22,7 @@ COMMANDS = {
     "predict": ("predict", "best learning rate and batch size, or the loss, at any scale"),
     "fit": ("fit", "fit a law to runs"),
     "allocate": ("allocate", "the size and tokens that a budget is best spent on; what a loss takes"),
+    "next": ("next", "which trials to run next, to know the best settings at a target for least FLOPs"),
     "compare": ("compare", "which of two recipes is better where, and where they cross"),
     "backtest": ("backtest", "hold out the largest runs: how far off would the law have been?"),
     "check": ("check", "is a fit to be trusted? coverage, residuals, outliers, prior, in sentences"),
@@ -34,6 +35,9 @@ COMMANDS = {
     "sweep run": ("sweep_run", "run a grid; run it again to go on"),
     "sweep status": ("sweep_status", "how far a grid is"),
     "sweep table": ("sweep_table", "the rows so far, on the terminal or as CSV or Parquet"),
+    "code tasks": ("code_tasks", "small programming tasks made here, and texts to train on"),
+    "code run": ("code_run", "run a model's programs against their tasks' tests, isolated: pass@k"),
+    "code law": ("code_law", "are scores a line in bits per character, or in their logarithm?"),
 }
 
 _TRY = """\

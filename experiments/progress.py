@@ -70,12 +70,15 @@ def label(chunk: Chunk) -> str:
     return f"{shape}, D {show.count(config.tokens)}, B {show.count(config.batch_tokens)}, x{len(chunk.trials)}"
 
 
+SAY_EVERY_S = 60.0
+
+
 class _Share(Watcher):
     """How much of the work is done, weighted by FLOPs, and how long the rest takes: compiling is timed apart."""
 
     def __init__(self) -> None:
         self.total = self.done = self.now = 0.0
-        self.began = self.chunk_began = time.monotonic()
+        self.began = self.chunk_began = self.said = time.monotonic()
         self.compiling_s: dict[object, float] = {}  # by program, once its first chunk has reported
         self.programs: set[object] = set()  # that the run needs
 
@@ -108,7 +111,19 @@ class _Share(Watcher):
 
 
 class Lines(_Share):
-    """One line a finished chunk, on standard output: for logs and pipes."""
+    """One line a finished chunk, and one a minute of a long one, on standard output: for logs and pipes."""
+
+    def progress(self, chunk: Chunk, progress: EngineProgress) -> None:
+        super().progress(chunk, progress)
+        if time.monotonic() - self.said > SAY_EVERY_S:
+            self.said = time.monotonic()
+            left = f", {show.seconds(progress.eta_s)} left of it" if math.isfinite(progress.eta_s) else ""
+            step = f"step {progress.step} of {progress.total_steps}"
+            print(f"{self.share():4.0%}  {label(chunk)}: {step}, {_pace(progress)}{left}", flush=True)
+
+    def chunk_started(self, chunk: Chunk) -> None:
+        super().chunk_started(chunk)
+        self.said = self.chunk_began
 
     def chunk_finished(self, chunk: Chunk, rows: Sequence[Row]) -> None:
         super().chunk_finished(chunk, rows)
@@ -159,9 +174,7 @@ class Bars(_Share):
 
     def progress(self, chunk: Chunk, progress: EngineProgress) -> None:
         super().progress(chunk, progress)
-        pace = f"{show.count(progress.tokens_per_s)} tok/s, " if math.isfinite(progress.tokens_per_s) else ""
-        note = f"{pace}loss {show.loss(progress.loss)}"
-        self._bars.update(self._chunk, completed=progress.step / progress.total_steps, note=note)
+        self._bars.update(self._chunk, completed=progress.step / progress.total_steps, note=_pace(progress))
         self._update()
 
     def chunk_finished(self, chunk: Chunk, rows: Sequence[Row]) -> None:
@@ -179,6 +192,13 @@ class Bars(_Share):
         left = self.left_s()
         eta = f", {show.seconds(left)} left" if math.isfinite(left) else ""
         self._bars.update(self._sweep, completed=self.share(), note=f"{self._trials} of {self._of} trials{eta}")
+
+
+def _pace(progress: EngineProgress) -> str:
+    """Tokens per second, loss, and the share of the accelerators' peak where that is known."""
+    tokens = f"{show.count(progress.tokens_per_s)} tok/s, " if math.isfinite(progress.tokens_per_s) else ""
+    mfu = f", MFU {progress.mfu:.0%}" if math.isfinite(progress.mfu) else ""
+    return f"{tokens}loss {show.loss(progress.loss)}{mfu}"
 
 
 def _outcome(rows: Sequence[Row]) -> str:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ from laws.programs import make_room
 
 if TYPE_CHECKING:
     from engine import Progress
+
+LOGS = "logs"  # in the results folder: every trial's metrics
 
 # (chunk, folder of its checkpoints, on_progress) -> its rows, in order
 Trainer = Callable[[Chunk, Path, Callable[["Progress"], None]], Sequence[Row]]
@@ -66,21 +69,18 @@ class Summary:
     failed: int
     interrupted: bool
     wall_s: float
+    signum: int = 0  # the signal that interrupted it
 
     @property
     def left(self) -> int:
         return self.trials - self.already - self.ok - self.diverged - self.failed
 
 
-def train_chunk(
-    chunk: Chunk, folder: Path, on_progress: Callable[[Progress], None], branch_from: Path | None = None
-) -> list[Row]:
-    """The real trainer: the chunk as one population."""
+def train_chunk(chunk: Chunk, folder: Path, on_progress: Callable[[Progress], None], **how: Any) -> list[Row]:
+    """The real trainer: the chunk as one population. how: arguments of `engine.train_population`."""
     import engine
 
-    results = engine.train_population(
-        chunk.base, chunk.hypers, folder=folder, branch_from=branch_from, on_progress=on_progress
-    )
+    results = engine.train_population(chunk.base, chunk.hypers, folder=folder, on_progress=on_progress, **how)
     return [result.row for result in results]
 
 
@@ -88,15 +88,17 @@ def run(
     plan: Plan,
     store: Store,
     *,
-    trainer: Trainer = train_chunk,
+    trainer: Trainer | None = None,
     watcher: Watcher | None = None,
     retry_failed: bool = False,
 ) -> Summary:
     """Trains what `store` lacks of `plan`. Returns early, with `interrupted`, at Ctrl-C or SIGTERM.
 
+    trainer: by default `train_chunk`, with logs in the results folder.
     A chunk whose training raises becomes rows of status failed; the others go on. What is not a trial's own fault
     ends the run instead: InputError (bad config or data) and OSError (disk full). Rows so far are safe then too.
     """
+    trainer = trainer or partial(train_chunk, logs=store.path / LOGS)
     watcher = watcher or Watcher()
     started = time.monotonic()
     counts = {"ok": 0, "diverged": 0, "failed": 0}
@@ -121,7 +123,9 @@ def run(
         except KeyboardInterrupt:
             stop.set()
         interrupted = stop.is_set() and already + sum(counts.values()) < len(plan.trials)
-    return Summary(len(plan.trials), already, **counts, interrupted=interrupted, wall_s=time.monotonic() - started)
+    wall_s = time.monotonic() - started
+    signum = stop.signum if interrupted else 0
+    return Summary(len(plan.trials), already, **counts, interrupted=interrupted, wall_s=wall_s, signum=signum)
 
 
 def check_data(trials: Sequence[TrainConfig], watcher: Watcher) -> None:
@@ -136,7 +140,7 @@ def check_data(trials: Sequence[TrainConfig], watcher: Watcher) -> None:
         engine.check(trial)
 
 
-def _rows(chunk: Chunk, store: Store, trainer: Trainer, watcher: Watcher, stop: threading.Event) -> Sequence[Row]:
+def _rows(chunk: Chunk, store: Store, trainer: Trainer, watcher: Watcher, stop: _Stop) -> Sequence[Row]:
     def on_progress(progress: Progress) -> None:
         watcher.progress(chunk, progress)
         _raise_if(stop)
@@ -169,23 +173,30 @@ def failed_row(config: TrainConfig, reason: str) -> dict[str, Any]:
     return {**row, "status": "failed", "reason": reason}
 
 
-def _raise_if(stop: threading.Event) -> None:
+class _Stop(threading.Event):
+    """Set by a request to stop."""
+
+    signum: int = signal.SIGINT
+
+
+def _raise_if(stop: _Stop) -> None:
     if stop.is_set():
         raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
-def _stop_on_signal(watcher: Watcher) -> Iterator[threading.Event]:
+def _stop_on_signal(watcher: Watcher) -> Iterator[_Stop]:
     """An event that the first Ctrl-C or SIGTERM sets; the second ends the process there and then.
 
     That is safe: a part appears whole or not at all, and a checkpoint is verified when it is read. Only the main
     thread can listen to signals; elsewhere the event is never set.
     """
-    stop = threading.Event()
+    stop = _Stop()
 
     def handle(signum: int, _: FrameType | None) -> None:
         if stop.is_set():
             os._exit(128 + signum)
+        stop.signum = signum
         stop.set()
         watcher.stopping()
 

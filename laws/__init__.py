@@ -26,7 +26,7 @@ _HOMES = {
     "from_arviz": "laws.exchange",
     "to_arviz": "laws.exchange",
 }
-_MODULES = ("datasets", "published")
+_MODULES = ("compression", "datasets", "published")
 __all__ = [
     "FitError",
     "InputError",

@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 
 import laws
+from engine.sizes import non_embedding_params
+from experiments import recipes
 from experiments.cli import main
 from laws import forms
 
@@ -122,3 +124,36 @@ def test_every_question_is_answered(tmp_path, monkeypatch, capsys):
         assert answer is not None, question
         numbers = answer if isinstance(answer, tuple) else [answer]
         assert all(np.isfinite(x) for x in numbers if isinstance(x, float)), question
+
+
+def test_the_next_trials_are_named_as_the_page_says(tmp_path, monkeypatch, capsys):
+    """Its commands but for the training, whose losses are made up; its grid, as far as the configs."""
+    monkeypatch.chdir(tmp_path)
+    grid, python = blocks("next.md")
+    begin, again, small = re.findall(r"```sh\n(.*?)\n```", (DOCS / "next.md").read_text(), re.S)
+
+    def train(file: str) -> None:
+        rows = pd.read_csv("batch.csv").drop(columns="gain")
+        u, v = np.log(rows["lr"] / 3e-3), np.log(rows["batch_tokens"] / 2.5e5)
+        rows.assign(loss=3 * rows["params"] ** -0.02 * np.exp(0.02 * u**2 + 0.02 * v**2)).to_csv(file, index=False)
+
+    assert main(shlex.split(begin)[1:]) == 0
+    train("runs.csv")
+    assert main(shlex.split(again)[1:]) == 0
+    assert "expected regret at the target" in capsys.readouterr().out
+    reader: dict = {}
+    exec(compile(python, "docs/next.md", "exec"), reader)
+    assert len(reader["trials"]) == 16 and reader["trials"]["flops"].sum() <= 1e20
+    assert 3e-4 < reader["lr"] < 3e-2 and 2e4 < reader["batch_tokens"] < 3e6
+
+    (tmp_path / "my_batch.py").write_text(grid)
+    asked = [line for line in small.splitlines() if "sweep run" not in line]
+    assert len(asked) == 2
+    assert main(shlex.split(asked[0])[1:]) == 0
+    made = recipes.load("my_batch.py:grid")
+    rows = pd.read_csv("batch.csv")
+    assert [t.batch_tokens for t in made] == rows["batch_tokens"].tolist()
+    assert [t.optim.lr for t in made] == rows["lr"].tolist()
+    assert [non_embedding_params(t.model) for t in made] == rows["params"].tolist()
+    train("results1")
+    assert main(shlex.split(asked[1].replace("--target eval_loss", ""))[1:]) == 0

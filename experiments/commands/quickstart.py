@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     with progress.watcher(quiet=quiet) as watcher:
         summary = quickstart.train(out, watcher)
     if summary.interrupted:
-        return interrupted("run the same command again to go on")
+        return interrupted("run the same command again to go on", summary.signum)
     if not quiet:
         diverged = f", {summary.diverged} diverged" if summary.diverged else ""
         print(f"   {show.plural(summary.trials, 'trial')}{diverged}, in {show.seconds(summary.wall_s)}\n")

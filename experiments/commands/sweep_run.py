@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from dataclasses import asdict
+from functools import partial
 
 from experiments import compile_cache, progress, runner, show, store
 from experiments.commands.sweep_plan import add_grid, read_grid
@@ -20,6 +22,7 @@ def parser() -> Parser:
     add_grid(made)
     made.add_argument("--out", metavar="DIR", required=True, help="results folder")
     made.add_argument("--retry-failed", action="store_true", help="train failed trials again")
+    made.add_argument("--wandb", metavar="PROJECT", help="log to Weights & Biases too; WANDB_MODE=offline works")
     return made
 
 
@@ -31,7 +34,8 @@ def run(args: argparse.Namespace) -> int:
     with progress.watcher(quiet=args.json) as watcher:
         runner.check_data(plan.trials, watcher)
         folder = store.create(args.out, plan)
-        summary = runner.run(plan, folder, watcher=watcher, retry_failed=args.retry_failed)
+        trainer = partial(runner.train_chunk, logs=folder.path / runner.LOGS, wandb=args.wandb)
+        summary = runner.run(plan, folder, trainer=trainer, watcher=watcher, retry_failed=args.retry_failed)
     return finish(summary, args.out, as_json=args.json)
 
 
@@ -47,7 +51,7 @@ def finish(summary: runner.Summary, out: str, *, as_json: bool) -> int:
         parts += [f"{summary.left} left"] if summary.left else []
         print(f"{show.plural(summary.trials, 'trial')}: {', '.join(parts)}, in {show.seconds(summary.wall_s)}")
     if summary.interrupted:
-        return interrupted("run the same command again to go on")
+        return interrupted("run the same command again to go on", summary.signum)
     if summary.failed:
         print(
             f"stepseer: {summary.failed} failed; the reasons: stepseer sweep table --out {out}; "
@@ -58,7 +62,11 @@ def finish(summary: runner.Summary, out: str, *, as_json: bool) -> int:
     return 0
 
 
-def interrupted(what_now: str) -> int:
-    """Says so, on standard error; returns the exit code."""
-    print(f"stepseer: interrupted; {what_now}", file=sys.stderr)
-    return 130
+def interrupted(what_now: str, signum: int) -> int:
+    """Says so, on standard error; returns the exit code: 130 after Ctrl-C, 143 after SIGTERM.
+
+    Not 0: a scheduler that stops a job before its time takes 0 for finished, and would not queue it again.
+    """
+    how = "stopped by SIGTERM" if signum == signal.SIGTERM else "interrupted"
+    print(f"stepseer: {how}; {what_now}", file=sys.stderr)
+    return 128 + signum

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import config as config_lib
+from engine.checkpoint import Keep
 from engine.trained import MODEL
 from experiments import compile_cache, progress, recipes, runner, show, store
 from experiments import plan as plan_lib
 from experiments.commands.sweep_run import interrupted
-from experiments.options import Parser, settings
+from experiments.errors import InputError
+from experiments.options import Parser, positive, settings, whole
 from experiments.plan import Chunk
 from experiments.store import Row
 
@@ -38,13 +40,23 @@ def parser() -> Parser:
     made.add_argument(
         "--set", metavar="FIELD=VALUE", action="append", default=[], help="change a config field; may be repeated"
     )
-    made.add_argument("--out", metavar="DIR", help=f"results folder: the row, and the model in DIR/{MODEL}")
+    made.add_argument(
+        "--out",
+        metavar="DIR",
+        help=f"results folder: the row, the model in DIR/{MODEL}, its metrics in DIR/{runner.LOGS}",
+    )
     made.add_argument(
         "--branch-from",
         metavar="DIR",
         help="go on from the model that another train command left in DIR, where the two runs' steps are the same: "
         "optim.schedule=wsd from a trunk of optim.schedule=constant",
     )
+    made.add_argument("--keep", metavar="N", default="2", help="newest checkpoints that are kept (default: 2)")
+    made.add_argument(
+        "--keep-every", metavar="STEPS|HOURSh", help="keep these for good too: --keep-every 1000, 6h, or 1000,6h"
+    )
+    made.add_argument("--profile", metavar="FROM:TO", help=f"trace these steps, such as 10:15, into DIR/{runner.LOGS}")
+    made.add_argument("--wandb", metavar="PROJECT", help="log to Weights & Biases too; WANDB_MODE=offline works")
     return made
 
 
@@ -53,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
     config = config_lib.replace(recipes.load_one(args.recipe), changes)
     plan = plan_lib.make_plan(args.recipe, [config])
     trunk = _trunk(args.branch_from)
+    how = _how(args) | {"branch_from": trunk}
     if args.out:
         store.existing(args.out)  # refuses a folder of something else before anything is built
     if trunk is not None and not (args.out and (Path(args.out) / MODEL).is_dir()):
@@ -64,9 +77,10 @@ def run(args: argparse.Namespace) -> int:
         with progress.watcher(quiet=args.json) as watcher:
             runner.check_data(plan.trials, watcher)
             folder = store.create(args.out or scratch, plan)
-            summary = runner.run(plan, folder, trainer=_keeping(folder.path / MODEL, trunk), watcher=watcher)
+            summary = runner.run(plan, folder, trainer=_keeping(folder.path, how), watcher=watcher)
         if summary.interrupted:
-            return interrupted("run the same command again to go on" if args.out else "with --out it could go on")
+            what_now = "run the same command again to go on" if args.out else "with --out it could go on"
+            return interrupted(what_now, summary.signum)
         row: dict[str, Any] = {str(name): value for name, value in folder.read().iloc[0].items()}
     if args.json:
         print(show.as_json(row))
@@ -83,11 +97,36 @@ def _trunk(folder: str | None) -> Path | None:
     return inside if inside.is_dir() else Path(folder)
 
 
-def _keeping(model: Path, trunk: Path | None) -> runner.Trainer:
+def _keeping(out: Path, how: dict[str, Any]) -> runner.Trainer:
     def train(chunk: Chunk, _: Path, on_progress: Callable[[Progress], None]) -> Sequence[Row]:
-        return runner.train_chunk(chunk, model, on_progress, trunk)
+        return runner.train_chunk(chunk, out / MODEL, on_progress, logs=out / runner.LOGS, **how)
 
     return train
+
+
+def _how(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `engine.train_population` that the options ask for."""
+    every_steps, every_hours = 0, 0.0
+    for part in args.keep_every.split(",") if args.keep_every else []:
+        if part.endswith("h"):
+            every_hours = positive(part[:-1], "--keep-every")
+        else:
+            every_steps = whole(part, "--keep-every")
+    for option in ("profile", "wandb"):
+        if vars(args)[option] and not args.out:
+            raise InputError(f"--{option} needs a folder that stays; add --out DIR")
+    return {
+        "keep": Keep(newest=whole(args.keep, "--keep"), every_steps=every_steps, every_hours=every_hours),
+        "profile": _steps(args.profile) if args.profile else None,
+        "wandb": args.wandb,
+    }
+
+
+def _steps(text: str) -> tuple[int, int]:
+    first, _, last = text.partition(":")
+    if not (first.isdigit() and last.isdigit() and int(first) < int(last)):
+        raise InputError(f"--profile is {text!r}; write a first step and a later one to end before, such as 10:15")
+    return int(first), int(last)
 
 
 def _print(row: dict[str, Any], out: str | None, summary: runner.Summary) -> None:

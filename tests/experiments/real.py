@@ -23,7 +23,12 @@ def plan():
 def trainer(chunk, folder, on_progress):
     print(chunk.id, flush=True)
     results = engine.train_population(
-        chunk.base, chunk.hypers, folder=folder, on_progress=on_progress, save_every_s=0.05
+        chunk.base,
+        chunk.hypers,
+        folder=folder,
+        on_progress=on_progress,
+        save_every_s=0.05,
+        logs=folder.parent.parent / "logs",
     )
     return [r.row for r in results]
 

@@ -131,6 +131,12 @@ MISTAKES = [
     ("train dense_1m --set model.d_model=161 --out {d}/out", ["161"]),
     ("train moe_1m --set model.top_k=17 --out {d}/out", ["model.top_k 17", "model.n_experts 16"]),
     ("train dense_1m --set model.positions=learned --out {d}/out", ["'learned'", "sqrt_alibi"]),
+    ("train dense_1m --keep 0", ["--keep", "'0'"]),
+    ("train dense_1m --keep-every 6d", ["--keep-every", "'6d'"]),
+    ("train dense_1m --keep-every=-1h", ["--keep-every", "'-1'"]),
+    ("train dense_1m --profile 15:10 --out {d}/new", ["--profile", "'15:10'", "10:15"]),
+    ("train dense_1m --profile 10:15", ["--profile", "--out"]),
+    ("train dense_1m --wandb mine", ["--wandb", "--out"]),
     # trained models
     ("generate {d}/none --prompt x", ["none", "holds no model"]),
     ("generate {d}/notes --prompt x", ["notes", "holds no model"]),

@@ -60,7 +60,7 @@ def test_compare_and_allocate_of_a_recipe(capsys, pooled):
         ("predict steplaw --params 1e9 --tokens 2e10 --recipe low", "fit pooled to tell recipes apart"),
         ("compare {}", "--recipes X,Y"),
         ("compare {} {} --recipes low,high", "--recipes X,Y"),
-        ("compare {} --recipes low", "two names with a comma"),
+        ("compare {} --recipes low", "two different names with a comma"),
         ("fit nested steplaw-dense --size tokens --out x.nc", "no count of parameters"),
     ],
 )

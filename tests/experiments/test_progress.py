@@ -46,6 +46,21 @@ def test_lines_elsewhere_one_a_chunk_with_the_share_of_the_work(tmp_path, capsys
     assert "about" in lines[0] and "left" in lines[0] and "left" not in lines[-1]
 
 
+def test_a_line_a_minute_of_a_long_chunk(monkeypatch, capsys):
+    """And what it says: step, pace, share of the accelerator's peak if known, time left."""
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    plan = fakes.plan()
+    lines = progress.Lines()
+    lines.started(plan, plan.chunks)
+    lines.chunk_started(plan.chunks[0])
+    for clock[0], mfu in ((50.0, 0.41), (70.0, 0.41), (100.0, 0.41), (140.0, float("nan"))):
+        lines.progress(plan.chunks[0], engine.Progress(5, 10, 123_456.0, 2.5, 65.0, mfu))
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith(": step 5 of 10, 123k tok/s, loss 2.5000, MFU 41%, 1 min 05 s left of it")
+    assert second.endswith(": step 5 of 10, 123k tok/s, loss 2.5000, 1 min 05 s left of it")
+
+
 def test_nothing_with_json(capsys):
     with progress.watcher(quiet=True) as watcher:
         watcher.started(fakes.plan(), fakes.plan().chunks)

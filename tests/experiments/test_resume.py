@@ -59,3 +59,6 @@ def test_a_real_sweep_killed_at_random_ends_with_the_same_table(tmp_path):
     assert table["run_id"].tolist() == list(real.plan().run_ids)
     pd.testing.assert_frame_equal(fakes.without_clock(table), fakes.without_clock(reference), check_exact=True)
     assert not list((tmp_path / "out").glob("checkpoints/*"))
+    logs = [{p.parent.name: p.read_text() for p in (tmp_path / x).glob("logs/*/*.jsonl")} for x in ("reference", "out")]
+    assert logs[0] == logs[1] and set(logs[0]) == set(real.plan().run_ids)
+    assert len(list((tmp_path / "compiled").glob("jit_train_steps-*-cache"))) == 1  # for all chunks of all four starts
