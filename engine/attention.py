@@ -3,10 +3,12 @@
 - xla: every query against every key, then the mask. Anywhere.
 - blocks: queries in blocks, each against the keys up to its end, so that the masked half is hardly computed. For CPUs.
 - cudnn: the GPU library's fused kernel; bfloat16, no bias; trials folded into the batch.
+- sequence: every device the queries of its part of the sequences, block after block, against all keys, which it gathers
+  (Llama 3, arXiv 2407.21783, section 3.3.2). For sequences over several devices.
 - splash: JAX's fused kernel for TPUs, of each device's own part; no bias; scores never leave the chip.
 
 Shapes: G trials, B sequences, T tokens, H query heads, K key/value heads, R = H / K, C head_dim; of a block Q queries
-and S keys; of a cache S slots.
+and S keys; of a cache S slots; P parts of a sequence, N blocks of a part.
 """
 
 from __future__ import annotations
@@ -19,10 +21,11 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from engine.errors import InputError
-from engine.placement import BATCH, per_device
+from engine.placement import BATCH, parts, per_device, whole_sequences
 
 BLOCK = 64  # queries of a block: the fastest of 32 to 256 on two CPU cores, at 256 to 1024 tokens
 MAX_BLOCKS = 16  # each is compiled by itself
+PART_BLOCK = 512  # queries of a block where sequences are over several devices, at most
 SPLASH_BLOCK = 512  # queries and keys of a tile, at most; of the powers of two the largest that fits any TPU's VMEM
 SPLASH_TILE = 128  # what a tile is a multiple of
 
@@ -46,6 +49,8 @@ def attention(
     if backend == "splash":
         spec = P("trial", BATCH, None, "tensor")
         return per_device(_splash, (spec, spec, spec), spec)(q_GBTHC, k_GBTKC, v_GBTKC)
+    if backend == "sequence":
+        return _by_parts(q_GBTHC, whole_sequences(k_GBTKC), whole_sequences(v_GBTKC), bias_HTT)
     t = q_GBTHC.shape[2]
     block = max(BLOCK, -(-t // MAX_BLOCKS)) if backend == "blocks" else t
     return _by_blocks(q_GBTHC, k_GBTKC, v_GBTKC, bias_HTT, block)
@@ -80,12 +85,19 @@ def attention_to_cache(
     return out.reshape(q_GB1HC.shape)
 
 
-def choose(wanted: str, *, head_dim: int, dtype: str, biased: bool, platform: str | None = None) -> str:
+def choose(
+    wanted: str, *, head_dim: int, dtype: str, biased: bool, divided: bool = False, platform: str | None = None
+) -> str:
     """The backend for devices of `platform` (None: this process's). wanted: auto, or a backend's name.
 
-    auto: blocks on a CPU; on a TPU splash where there is no bias; on a GPU cudnn where a small probe compiles it; else
-    xla. Raises InputError for a cudnn or splash that can't be had.
+    divided: whether sequences are over several devices, which `sequence` alone can do. auto: blocks on a CPU; on a
+    TPU splash where there is no bias; on a GPU cudnn where a small probe compiles it; else xla. Raises InputError
+    for a cudnn or splash that can't be had.
     """
+    if divided and wanted != "auto":
+        raise InputError(f"compute.attention is {wanted!r}, but mesh.sequence is more than 1; use auto")
+    if divided:
+        return "sequence"
     platform = platform or jax.default_backend()
     if wanted == "splash" and platform != "tpu":
         raise InputError(f"compute.attention is 'splash', but it is of TPUs, and this is for {platform}; use auto")
@@ -145,6 +157,32 @@ def _splash(q_GBTHC: jax.Array, k_GBTKC: jax.Array, v_GBTKC: jax.Array, *, inter
     )
     out_NHTC = jax.vmap(kernel)(fold(q_GBTHC * np.asarray(c**-0.5, q_GBTHC.dtype)), fold(k_GBTKC), fold(v_GBTKC))
     return jnp.swapaxes(out_NHTC, 1, 2)[:, :t].reshape(q_GBTHC.shape)
+
+
+def _by_parts(q_GBTHC: jax.Array, k_GBTKC: jax.Array, v_GBTKC: jax.Array, bias_HTT: jax.Array | None) -> jax.Array:
+    """P parts of the queries, one a device, each N blocks of Q. Scores exist for one block of every part at a time, in
+    the backward pass too."""
+    g, b, t, h, c = q_GBTHC.shape
+    n_parts, n_kv = parts(), k_GBTKC.shape[3]
+    part = t // n_parts
+    block = next(q for q in range(min(part, PART_BLOCK), 0, -1) if part % q == 0)
+    n_blocks = part // block
+    q_NGBPQKRC = jnp.moveaxis(q_GBTHC.reshape(g, b, n_parts, n_blocks, block, n_kv, h // n_kv, c), 3, 0)
+    at_NPQ = jnp.swapaxes(jnp.arange(t).reshape(n_parts, n_blocks, block), 0, 1)
+
+    @jax.checkpoint
+    def one(_: None, xs: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
+        q_GBPQKRC, at_PQ = xs
+        scores = jnp.einsum("gbpqkrc,gbskc->gbkrpqs", q_GBPQKRC, k_GBTKC, preferred_element_type=jnp.float32)
+        scores = scores * np.float32(c**-0.5)
+        if bias_HTT is not None:
+            scores += bias_HTT[:, at_PQ].reshape(n_kv, h // n_kv, n_parts, block, t)
+        visible_PQS = jnp.arange(t) <= at_PQ[..., None]
+        weights = jax.nn.softmax(jnp.where(visible_PQS, scores, -jnp.inf), axis=-1)
+        return None, jnp.einsum("gbkrpqs,gbskc->gbpqkrc", weights.astype(v_GBTKC.dtype), v_GBTKC)
+
+    _, out_NGBPQKRC = jax.lax.scan(one, None, (q_NGBPQKRC, at_NPQ))
+    return jnp.moveaxis(out_NGBPQKRC, 0, 3).reshape(q_GBTHC.shape)
 
 
 def _by_blocks(

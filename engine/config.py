@@ -129,14 +129,15 @@ class MeshConfig:
     """Devices per axis; every axis is always in the mesh, at size 1 when unused.
 
     -1 takes the devices that the other axes leave: `trial` first, as many as divide the number of trials, then
-    `data`, as many as divide the batch. `fsdp` shards weights and batch, `expert` experts and batch, `tensor` heads,
-    d_ff and vocabulary.
+    `data`, as many as divide the batch. `fsdp` shards weights and batch, `expert` experts and batch, `sequence`
+    the positions of each sequence, `tensor` heads, d_ff and vocabulary.
     """
 
     trial: int = -1
     data: int = -1
     fsdp: int = 1
     expert: int = 1
+    sequence: int = 1
     tensor: int = 1
 
     def __post_init__(self) -> None:
@@ -213,6 +214,15 @@ class TrainConfig:
         require(
             self.mesh.expert == 1 or self.model.n_experts > 1,
             f"mesh.expert is {self.mesh.expert}, but the model is dense; use mesh.data or mesh.fsdp",
+        )
+        require(
+            self.data.seq_len % self.mesh.sequence == 0,
+            f"mesh.sequence {self.mesh.sequence} does not divide data.seq_len {self.data.seq_len}; change one",
+        )
+        require(
+            self.mesh.sequence == 1 or not self.model.capacity_factor,
+            f"mesh.sequence is {self.mesh.sequence}, but with model.capacity_factor {self.model.capacity_factor} which "
+            "tokens are dropped would depend on it; use capacity_factor=0 (dropless)",
         )
         require(
             self.optim.warmup_steps < self.steps or self.optim.warmup_steps == 0,

@@ -16,6 +16,7 @@ from engine import layers
 from engine import model as model_lib
 from engine.architecture import ModelConfig
 from engine.moe import Routing
+from engine.placement import flat
 
 
 class Losses(NamedTuple):
@@ -43,10 +44,10 @@ def token_losses(
     chunk: tokens whose logits exist at a time, 0 for all at once. attend, remat: as in `model.hidden`.
     """
     inputs, targets = tokens_BT1[:, :-1], tokens_BT1[:, 1:]
-    x_GSD, routing = model_lib.hidden(config, params_G, inputs, dtype, attend=attend, remat=remat)
-    x_GSD = x_GSD.reshape(x_GSD.shape[0], -1, x_GSD.shape[-1])
+    x_GBTD, routing = model_lib.hidden(config, params_G, inputs, dtype, attend=attend, remat=remat)
+    x_GSD = flat(x_GBTD, 1)
     head_GDV = model_lib.head(params_G).astype(dtype)
-    targets_S, weights_S = targets.reshape(-1), weights_BT.reshape(-1)
+    targets_S, weights_S = flat(targets, 0), flat(weights_BT, 0)
     n = targets_S.shape[0]
     if chunk == 0 or chunk >= n:
         return Losses(*_chunk_losses(config, head_GDV, x_GSD, targets_S, weights_S), routing)

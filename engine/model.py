@@ -263,11 +263,17 @@ def head(params_G: Params) -> jax.Array:
 
 
 def attention_backend(
-    config: ModelConfig, wanted: str = "auto", dtype: str = "float32", platform: str | None = None
+    config: ModelConfig,
+    wanted: str = "auto",
+    dtype: str = "float32",
+    platform: str | None = None,
+    *,
+    divided: bool = False,
 ) -> str:
-    """The backend of attention that this model gets on `platform` (None: here)."""
+    """The backend of attention that this model gets on `platform` (None: here); divided: over `mesh.sequence`."""
     assert config.head_dim is not None
-    return choose(wanted, head_dim=config.head_dim, dtype=dtype, biased=config.positions != "rope", platform=platform)
+    biased = config.positions != "rope"
+    return choose(wanted, head_dim=config.head_dim, dtype=dtype, biased=biased, divided=divided, platform=platform)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -26,7 +26,7 @@ from jax.sharding import PartitionSpec as P
 
 from engine import layers
 from engine.architecture import ModelConfig
-from engine.placement import BATCH, gather, per_device
+from engine.placement import TOKENS, flat, gather, per_device, unflat
 
 Product = Callable[[jax.Array, jax.Array], jax.Array]  # rows times their experts' matrices
 
@@ -45,16 +45,16 @@ def moe(config: ModelConfig, x_GBTD: jax.Array, p: dict[str, jax.Array]) -> tupl
     p: router [G, D, E] and router_bias [G, E] in float32; gate, up [G, E, D, F] and down [G, E, F, D]; the shared
     expert's, shared_gate and so on, [G, D, F] and [G, F, D].
     """
-    x_GSD = x_GBTD.reshape(x_GBTD.shape[0], -1, x_GBTD.shape[-1])
+    x_GSD = flat(x_GBTD, 1)
     gates_GSJ, experts_GSJ, routing = route(config, x_GSD, p["router"], p.get("router_bias"))
     # Rows know nothing of each other where none is dropped: each device sorts its own and gathers the experts.
     matrices = {name: p[name] for name in ("gate", "up", "down") if name in p}
-    tokens, inner = P("trial", BATCH), P("trial", "expert", "fsdp", "tensor")
+    tokens, inner = P("trial", TOKENS), P("trial", "expert", "fsdp", "tensor")
     specs = {name: P("trial", "expert", "tensor", "fsdp") if name == "down" else inner for name in matrices}
     routed = partial(_routed, config)
     if not config.capacity_factor:
         routed = per_device(partial(_gathered, config), (tokens, tokens, tokens, specs), tokens, summed="tensor")
-    y = routed(x_GSD, gates_GSJ, experts_GSJ, matrices).reshape(x_GBTD.shape)
+    y = unflat(routed(x_GSD, gates_GSJ, experts_GSJ, matrices), 1, x_GBTD.shape[1])
     if config.d_shared:
         y = y + layers.feed_forward(x_GBTD, p.get("shared_gate"), p["shared_up"], p["shared_down"])
     return y, routing

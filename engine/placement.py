@@ -9,11 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-AXES = ("trial", "data", "fsdp", "expert", "tensor")
-BATCH = ("data", "fsdp", "expert")  # the axes that a batch is divided over
+AXES = ("trial", "data", "fsdp", "expert", "sequence", "tensor")
+BATCH = ("data", "fsdp", "expert")  # the axes that the sequences of a batch are divided over
+TOKENS = ("sequence", *BATCH)  # and those of `flat` tokens
 
 
 def within(mesh: Mesh, f: Callable[..., Any]) -> Callable[..., Any]:
@@ -27,11 +29,36 @@ def within(mesh: Mesh, f: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def tokenwise(x: jax.Array) -> jax.Array:
-    """x [G, B, ...] divided by trials and sequences only.
+    """x [G, B, T, ...] divided by trials, sequences and positions only.
 
     Left alone, the partitioner may divide activations as the weights are, and gather the batch.
     """
-    return jax.lax.with_sharding_constraint(x, P("trial", BATCH)) if _divided() else x
+    return jax.lax.with_sharding_constraint(x, P("trial", BATCH, "sequence")) if _divided() else x
+
+
+def whole_sequences(x: jax.Array) -> jax.Array:
+    """x [G, B, T, H, ...] with all positions of its sequences on every device that has a part of them."""
+    return jax.lax.with_sharding_constraint(x, P("trial", BATCH, None, "tensor")) if _divided() else x
+
+
+def parts() -> int:
+    """How many devices share a sequence."""
+    return dict(jax.sharding.get_abstract_mesh().shape).get("sequence", 1)
+
+
+def flat(x: jax.Array, at: int) -> jax.Array:
+    """[..., B, T, ...] with B at axis `at` as [..., S, ...]: the sequences' parts one after the other, so that a
+    device's tokens stay together (TOKENS)."""
+    before, (b, t), after = x.shape[:at], x.shape[at : at + 2], x.shape[at + 2 :]
+    x = jnp.swapaxes(x.reshape(*before, b, parts(), t // parts(), *after), at, at + 1)
+    return x.reshape(*before, b * t, *after)
+
+
+def unflat(x: jax.Array, at: int, b: int) -> jax.Array:
+    """The inverse of `flat`, for b sequences."""
+    before, after = x.shape[:at], x.shape[at + 1 :]
+    x = jnp.swapaxes(x.reshape(*before, parts(), b, -1, *after), at, at + 1)
+    return x.reshape(*before, b, -1, *after)
 
 
 def per_device(

@@ -32,7 +32,9 @@ class Program(NamedTuple):
 
 def program(config: TrainConfig, platform: str | None = None) -> Program:
     """What of `config` the compiled step depends on, for devices of `platform` (None: this process's)."""
-    attend = model_lib.attention_backend(config.model, config.compute.attention, config.dtype, platform)
+    attend = model_lib.attention_backend(
+        config.model, config.compute.attention, config.dtype, platform, divided=config.mesh.sequence > 1
+    )
     compute = dataclasses.replace(config.compute, attention=attend)
     return Program(config.model, optim.method(config.optim), config.dtype, compute)
 

@@ -28,7 +28,7 @@ def reference(q, k, v, bias):
     return np.einsum("gbhts,gbshc->gbthc", weights / weights.sum(-1, keepdims=True), v)
 
 
-@pytest.mark.parametrize("backend", ["xla", "blocks"])
+@pytest.mark.parametrize("backend", ["xla", "blocks", "sequence"])
 @pytest.mark.parametrize("biased", [False, True])
 def test_against_numpy(backend, biased):
     q, k, v, _ = inputs()
@@ -44,8 +44,10 @@ def test_gradients_of_the_backends_agree():
     def gradients(backend):
         return jax.grad(lambda *qkv: jnp.sum(up * attention(*qkv, bias, backend=backend)), argnums=(0, 1, 2))(q, k, v)
 
-    for ours, theirs in zip(gradients("blocks"), gradients("xla")):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    expected = gradients("xla")
+    for backend in ("blocks", "sequence"):
+        for ours, theirs in zip(gradients(backend), expected):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_blocks_in_bfloat16():

@@ -1,5 +1,7 @@
 """The same population on 1 to 8 virtual devices, in every layout."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -17,17 +19,21 @@ LAYOUTS = {
     "tensor 2": MeshConfig(trial=1, data=1, tensor=2),
     "trial 2, data 2, fsdp 2": MeshConfig(trial=2, data=2, fsdp=2),
     "trial 2, fsdp 2, tensor 2": MeshConfig(trial=2, data=1, fsdp=2, tensor=2),
+    "sequence 4": MeshConfig(trial=1, data=1, sequence=4),
+    "data 2, sequence 2, tensor 2": MeshConfig(trial=1, data=2, sequence=2, tensor=2),
     "automatic": MeshConfig(),
 }
 EXPERTS = {
     "trial 4": LAYOUTS["trial 4"],
     "trial 2, fsdp 2, tensor 2": LAYOUTS["trial 2, fsdp 2, tensor 2"],
+    "expert 2, sequence 2": MeshConfig(trial=1, data=1, expert=2, sequence=2),
     "expert 4": MeshConfig(trial=1, data=1, expert=4),
     "trial 2, expert 2, tensor 2": MeshConfig(trial=2, data=1, expert=2, tensor=2),
 }
 
 
 def lower(config, layout):
+    config = config_lib.replace(config, {f"mesh.{axis}": size for axis, size in dataclasses.asdict(layout).items()})
     trials = population.trial_configs(config, [{"optim.lr": 1e-3 * (g + 1), "seed": g} for g in range(N_TRIALS)])
     mesh = mesh_lib.make_mesh(layout, n_trials=N_TRIALS, batch_size=config.batch_size)
     hyper = jax.device_put(population.stack_hypers(trials), mesh_lib.trial_sharding(mesh))
@@ -106,11 +112,11 @@ def test_automatic_axes():
     def shape(config, n_trials, batch_size):
         return tuple(mesh_lib.make_mesh(config, n_trials=n_trials, batch_size=batch_size).shape.values())
 
-    assert shape(MeshConfig(), 16, 4) == (8, 1, 1, 1, 1)
-    assert shape(MeshConfig(), 6, 4) == (2, 4, 1, 1, 1)
-    assert shape(MeshConfig(), 1, 3) == (1, 1, 1, 1, 1)
-    assert shape(MeshConfig(fsdp=2), 1, 8) == (1, 4, 2, 1, 1)
-    assert shape(MeshConfig(expert=2), 1, 8) == (1, 4, 1, 2, 1)
+    assert shape(MeshConfig(), 16, 4) == (8, 1, 1, 1, 1, 1)
+    assert shape(MeshConfig(), 6, 4) == (2, 4, 1, 1, 1, 1)
+    assert shape(MeshConfig(), 1, 3) == (1, 1, 1, 1, 1, 1)
+    assert shape(MeshConfig(fsdp=2), 1, 8) == (1, 4, 2, 1, 1, 1)
+    assert shape(MeshConfig(expert=2), 1, 8) == (1, 4, 1, 2, 1, 1)
 
 
 def test_micro_batches_are_spread_over_devices(tiny, one_device):
