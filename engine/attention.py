@@ -94,8 +94,9 @@ def choose(
     TPU splash where there is no bias; on a GPU cudnn where a small probe compiles it; else xla. Raises InputError
     for a cudnn or splash that can't be had.
     """
-    if divided and wanted != "auto":
-        raise InputError(f"compute.attention is {wanted!r}, but mesh.sequence is more than 1; use auto")
+    if divided != (wanted == "sequence") and wanted != "auto":
+        size = "more than 1" if divided else "1"
+        raise InputError(f"compute.attention is {wanted!r}, but mesh.sequence is {size}; use auto")
     if divided:
         return "sequence"
     platform = platform or jax.default_backend()

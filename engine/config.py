@@ -42,7 +42,7 @@ HYPERS = (
     "seed",
 )
 
-ATTENTION = ("auto", "xla", "blocks", "cudnn", "splash")
+ATTENTION = ("auto", "xla", "blocks", "cudnn", "splash", "sequence")
 
 # Younger than published run tables: left out of a run id where they have their defaults, so that ids last.
 LATER = ("optimizer", "parametrization", "final_fraction", "base_width")
@@ -151,7 +151,8 @@ class MeshConfig:
 class ComputeConfig:
     """How a step is computed: time and memory. It is the same run either way, but for rounding."""
 
-    # xla, blocks (CPU), cudnn (GPU) or splash (TPU); auto: what a probe finds (`engine.attention.choose`)
+    # xla, blocks (CPU), cudnn (GPU), splash (TPU) or sequence (over `mesh.sequence`); auto: what a probe finds
+    # (`engine.attention.choose`)
     attention: str = "auto"
     # What the forward pass keeps of a layer for the backward pass: none (of it is computed twice), dots (the products
     # with weights), full (all is computed twice: only the layer's input is kept), or names of `REMAT_NAMES`, "a,b"

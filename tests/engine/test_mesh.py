@@ -1,7 +1,5 @@
 """The same population on 1 to 8 virtual devices, in every layout."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
@@ -33,7 +31,7 @@ EXPERTS = {
 
 
 def lower(config, layout):
-    config = config_lib.replace(config, {f"mesh.{axis}": size for axis, size in dataclasses.asdict(layout).items()})
+    config = config_lib.replace(config, {"mesh.sequence": layout.sequence})
     trials = population.trial_configs(config, [{"optim.lr": 1e-3 * (g + 1), "seed": g} for g in range(N_TRIALS)])
     mesh = mesh_lib.make_mesh(layout, n_trials=N_TRIALS, batch_size=config.batch_size)
     hyper = jax.device_put(population.stack_hypers(trials), mesh_lib.trial_sharding(mesh))
@@ -127,6 +125,17 @@ def test_micro_batches_are_spread_over_devices(tiny, one_device):
     assert collectives(config, MeshConfig(trial=1, data=2))["all-gather"] == 0  # no sequence moves
 
 
+def test_a_sequence_over_devices_takes_less_memory_of_each(tiny):
+    """One long sequence: activations and scores are of a device's own positions."""
+    config = config_lib.replace(tiny, {"data.seq_len": 512, "batch_size": 1, "tokens": 512 * 8})
+
+    def temporaries(layout):
+        _, run, args = lower(config, layout)
+        return run.lower(*args).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(MeshConfig(trial=1, data=1, sequence=4)) < temporaries(MeshConfig(trial=1, data=1)) / 2
+
+
 @pytest.mark.parametrize(
     "layout, value",
     [
@@ -135,6 +144,7 @@ def test_micro_batches_are_spread_over_devices(tiny, one_device):
         (MeshConfig(data=3), "mesh.data 3"),
         (MeshConfig(trial=1, data=1, tensor=8), "mesh.tensor 8"),
         (MeshConfig(trial=1, data=1, expert=3), "mesh.expert 3"),
+        (MeshConfig(trial=1, data=1, sequence=3), "mesh.sequence 3"),
     ],
 )
 def test_impossible_meshes_are_refused_by_name(layout, value, tiny):
