@@ -193,8 +193,9 @@ def advise(config: TrainConfig, n_trials: int, where: Slice, memory: Memory) -> 
 
 
 def _memory(kept: list[int], activations: int, extra: int, limit: int | None) -> Memory:
+    weights, optimizer = kept
     activations = min(activations, extra)
-    return Memory(*kept, activations, extra - activations, sum(kept) + extra, limit)
+    return Memory(weights, optimizer, activations, extra - activations, sum(kept) + extra, limit)
 
 
 def _bytes_of(tree: Any) -> int:
