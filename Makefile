@@ -11,7 +11,7 @@ test: .venv/installed-test           ## make the environment, install with test 
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	.venv/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	.venv/bin/python -m pytest --numprocesses auto --maxprocesses 2 --dist loadfile
 
 lint: .venv/installed-test           ## what `make test` checks before the tests
 	.venv/bin/ruff check --fix .

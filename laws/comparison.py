@@ -15,7 +15,8 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from laws import forms
-from laws.allocation import Covariate, budgeted, doubts, mean_loss, optimum, ordered
+from laws.allocation import Covariate, doubts, mean_loss, optimum, ordered
+from laws.budget import budgeted
 from laws.errors import InputError
 from laws.posterior import Posterior, Quantity
 from laws.posterior import _counts as counts

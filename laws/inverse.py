@@ -15,14 +15,13 @@ import numpy as np
 from laws.allocation import (
     SHARE,
     Covariate,
-    PerToken,
-    budgeted,
     crossing,
     mean_loss,
     optimum,
     ordered,
     refuse_unasked,
 )
+from laws.budget import PerToken, budgeted
 from laws.errors import InputError
 from laws.posterior import Posterior, Quantity, edges
 from laws.posterior import _counts as counts

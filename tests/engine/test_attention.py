@@ -1,6 +1,7 @@
 """Every backend of attention against plain numpy, and the choice among them."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from engine import ComputeConfig, InputError, TrainConfig, layers
-from engine.attention import attention, choose
+from engine.attention import _splash, attention, choose
 
 G, B, T, H, K, C = 2, 1, 150, 4, 2, 6  # T: two whole blocks and a part
 
@@ -48,6 +49,19 @@ def test_gradients_of_the_backends_agree():
     for backend in ("blocks", "sequence"):
         for ours, theirs in zip(gradients(backend), expected):
             np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_splash_is_the_same_function():
+    """JAX's TPU kernel as its interpreter runs it anywhere: padded to whole tiles, grouped-query, and its gradients."""
+    splash = partial(_splash, interpret=True)
+    q, k, v, up = inputs()
+    np.testing.assert_allclose(splash(q, k, v), reference(q, k, v, 0), rtol=2e-5, atol=2e-5)
+
+    def gradients(f):
+        return jax.grad(lambda *qkv: jnp.sum(up * f(*qkv)), argnums=(0, 1, 2))(q, k, v)
+
+    for ours, theirs in zip(gradients(splash), gradients(attention)):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_blocks_in_bfloat16():
