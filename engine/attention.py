@@ -14,6 +14,7 @@ and S keys; of a cache S slots; P parts of a sequence, N blocks of a part.
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,25 +36,30 @@ def attention(
     k_GBTKC: jax.Array,
     v_GBTKC: jax.Array,
     bias_HTT: jax.Array | None = None,
+    documents_BT: jax.Array | None = None,
     *,
     backend: str = "xla",
 ) -> jax.Array:
     """softmax(q k^T / sqrt(C) + bias) v, causal, H a multiple of K (grouped-query); softmax in float32.
 
-    bias_HTT: float32, of query t for key s, all trials alike (ALiBi); only s <= t is read. backend: as `choose` gives
-    it. Returns [G, B, T, H, C].
+    bias_HTT: float32, of query t for key s, all trials alike (ALiBi); only s <= t is read. documents_BT: int32; tokens
+    of different documents don't see each other. backend: as `choose` gives it. Returns [G, B, T, H, C].
     """
     if backend == "cudnn":
         q, k, v = (x.reshape(-1, *x.shape[2:]) for x in (q_GBTHC, k_GBTKC, v_GBTKC))
         return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn").reshape(q_GBTHC.shape)
     if backend == "splash":
         spec = P("trial", BATCH, None, "tensor")
-        return per_device(_splash, (spec, spec, spec), spec)(q_GBTHC, k_GBTKC, v_GBTKC)
+        if documents_BT is None:
+            return per_device(_splash, (spec, spec, spec), spec)(q_GBTHC, k_GBTKC, v_GBTKC)
+        documents_GBT = jnp.broadcast_to(documents_BT, q_GBTHC.shape[:3])
+        of_tokens = P("trial", BATCH, None)
+        return per_device(_splash, (spec, spec, spec, of_tokens), spec)(q_GBTHC, k_GBTKC, v_GBTKC, documents_GBT)
     if backend == "sequence":
-        return _by_parts(q_GBTHC, whole_sequences(k_GBTKC), whole_sequences(v_GBTKC), bias_HTT)
+        return _by_parts(q_GBTHC, whole_sequences(k_GBTKC), whole_sequences(v_GBTKC), bias_HTT, documents_BT)
     t = q_GBTHC.shape[2]
     block = max(BLOCK, -(-t // MAX_BLOCKS)) if backend == "blocks" else t
-    return _by_blocks(q_GBTHC, k_GBTKC, v_GBTKC, bias_HTT, block)
+    return _by_blocks(q_GBTHC, k_GBTKC, v_GBTKC, bias_HTT, documents_BT, block)
 
 
 def attention_to_cache(
@@ -86,7 +92,14 @@ def attention_to_cache(
 
 
 def choose(
-    wanted: str, *, head_dim: int, dtype: str, biased: bool, divided: bool = False, platform: str | None = None
+    wanted: str,
+    *,
+    head_dim: int,
+    dtype: str,
+    biased: bool,
+    divided: bool = False,
+    apart: bool = False,
+    platform: str | None = None,
 ) -> str:
     """The backend for devices of `platform` (None: this process's). wanted: auto, or a backend's name.
 
@@ -110,6 +123,7 @@ def choose(
         return "blocks" if platform == "cpu" else "xla"
     if wanted in ("auto", "cudnn"):
         obstacle = _no_cudnn(platform, head_dim, dtype, biased)
+        obstacle = obstacle or ("it joins documents, and data.documents is apart" if apart else "")
         if wanted == "cudnn" and obstacle:
             raise InputError(f"compute.attention is 'cudnn', but {obstacle}; use auto")
         return "xla" if obstacle else "cudnn"
@@ -137,7 +151,14 @@ def _no_cudnn(platform: str, head_dim: int, dtype: str, biased: bool) -> str:
     return ""
 
 
-def _splash(q_GBTHC: jax.Array, k_GBTKC: jax.Array, v_GBTKC: jax.Array, *, interpret: bool = False) -> jax.Array:
+def _splash(
+    q_GBTHC: jax.Array,
+    k_GBTKC: jax.Array,
+    v_GBTKC: jax.Array,
+    documents_GBT: jax.Array | None = None,
+    *,
+    interpret: bool = False,
+) -> jax.Array:
     """Of one device. T is padded to whole tiles: no query sees the keys behind it. interpret: on any device, slowly."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash  # only TPUs pay for its import
 
@@ -156,11 +177,22 @@ def _splash(q_GBTHC: jax.Array, k_GBTKC: jax.Array, v_GBTKC: jax.Array, *, inter
         residual_checkpoint_name="attention",
         interpret=interpret,
     )
-    out_NHTC = jax.vmap(kernel)(fold(q_GBTHC * np.asarray(c**-0.5, q_GBTHC.dtype)), fold(k_GBTKC), fold(v_GBTKC))
+    segments = None
+    if documents_GBT is not None:
+        documents_NT = jnp.pad(documents_GBT.reshape(-1, t), ((0, 0), (0, padded - t)))
+        segments = splash.SegmentIds(documents_NT, documents_NT)
+    q_NHTC = fold(q_GBTHC * np.asarray(c**-0.5, q_GBTHC.dtype))
+    out_NHTC = jax.vmap(kernel)(q_NHTC, fold(k_GBTKC), fold(v_GBTKC), segments)
     return jnp.swapaxes(out_NHTC, 1, 2)[:, :t].reshape(q_GBTHC.shape)
 
 
-def _by_parts(q_GBTHC: jax.Array, k_GBTKC: jax.Array, v_GBTKC: jax.Array, bias_HTT: jax.Array | None) -> jax.Array:
+def _by_parts(
+    q_GBTHC: jax.Array,
+    k_GBTKC: jax.Array,
+    v_GBTKC: jax.Array,
+    bias_HTT: jax.Array | None,
+    documents_BT: jax.Array | None,
+) -> jax.Array:
     """P parts of the queries, one a device, each N blocks of Q. Scores exist for one block of every part at a time, in
     the backward pass too."""
     g, b, t, h, c = q_GBTHC.shape
@@ -178,8 +210,11 @@ def _by_parts(q_GBTHC: jax.Array, k_GBTKC: jax.Array, v_GBTKC: jax.Array, bias_H
         scores = scores * np.float32(c**-0.5)
         if bias_HTT is not None:
             scores += bias_HTT[:, at_PQ].reshape(n_kv, h // n_kv, n_parts, block, t)
-        visible_PQS = jnp.arange(t) <= at_PQ[..., None]
-        weights = jax.nn.softmax(jnp.where(visible_PQS, scores, -jnp.inf), axis=-1)
+        visible = jnp.arange(t) <= at_PQ[..., None]
+        if documents_BT is not None:
+            same_BPQS = documents_BT[:, at_PQ][..., None] == documents_BT[:, None, None, :]
+            visible = visible & same_BPQS[:, None, None]
+        weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1)
         return None, jnp.einsum("gbkrpqs,gbskc->gbpqkrc", weights.astype(v_GBTKC.dtype), v_GBTKC)
 
     _, out_NGBPQKRC = jax.lax.scan(one, None, (q_NGBPQKRC, at_NPQ))
@@ -187,7 +222,12 @@ def _by_parts(q_GBTHC: jax.Array, k_GBTKC: jax.Array, v_GBTKC: jax.Array, bias_H
 
 
 def _by_blocks(
-    q_GBTHC: jax.Array, k_GBTKC: jax.Array, v_GBTKC: jax.Array, bias_HTT: jax.Array | None, block: int
+    q_GBTHC: jax.Array,
+    k_GBTKC: jax.Array,
+    v_GBTKC: jax.Array,
+    bias_HTT: jax.Array | None,
+    documents_BT: jax.Array | None,
+    block: int,
 ) -> jax.Array:
     """G and B stay apart: folded, a batch that is sharded would be gathered."""
     g, b, t, h, c = q_GBTHC.shape
@@ -206,7 +246,10 @@ def _by_blocks(
         scores_GBKRQS = scores_GBKRQS * np.float32(c**-0.5)
         if bias_HTT is not None:
             scores_GBKRQS += bias_HTT[:, start:end, :end].reshape(n_kv, h // n_kv, end - start, end)
-        visible_QS = np.arange(end) <= np.arange(start, end)[:, None]
-        weights = jax.nn.softmax(jnp.where(visible_QS, scores_GBKRQS, -jnp.inf), axis=-1)
+        visible: Any = np.arange(end) <= np.arange(start, end)[:, None]
+        if documents_BT is not None:
+            same_BQS = documents_BT[:, start:end, None] == documents_BT[:, None, :end]
+            visible = visible & same_BQS[:, None, None]
+        weights = jax.nn.softmax(jnp.where(visible, scores_GBKRQS, -jnp.inf), axis=-1)
         outs.append(jnp.einsum("gbkrqs,gbksc->gbkrqc", weights.astype(v_GBKTC.dtype), v_GBKTC[..., :end, :]))
     return jnp.moveaxis(jnp.concatenate(outs, axis=4), 4, 2).reshape(q_GBTHC.shape)

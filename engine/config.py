@@ -45,7 +45,10 @@ HYPERS = (
 ATTENTION = ("auto", "xla", "blocks", "cudnn", "splash", "sequence")
 
 # Younger than published run tables: left out of a run id where they have their defaults, so that ids last.
-LATER = ("optimizer", "parametrization", "final_fraction", "base_width")
+LATER = {
+    "optim": ("optimizer", "parametrization", "final_fraction", "base_width"),
+    "data": ("text_field", "documents"),
+}
 
 
 @functools.cache
@@ -109,14 +112,26 @@ class OptimConfig:
 class DataConfig:
     """Which tokens, in which order."""
 
-    corpus: str = "stdlib"  # a name known to engine.corpora, "synthetic", or a folder of text files
+    # "stdlib", "synthetic", a folder of text files, a file or folder of records (JSON lines, Parquet, Arrow),
+    # "tfds:NAME", or several by weight: "stdlib:0.7,notes:0.3"
+    corpus: str = "stdlib"
     tokenizer: str = "bytes"  # "bytes" (257 ids) or "bpe-V" (byte-level BPE of V entries trained on the corpus)
     seq_len: int = 256  # tokens per sequence
     seed: int = 0  # the order of the sequences
+    text_field: str = "text"  # of records
+    documents: str = "joined"  # or "apart": attention sees only the tokens of its own document
 
     def __post_init__(self) -> None:
         require(self.seq_len >= 2, f"data.seq_len is {self.seq_len}; it must be at least 2")
         require(bool(self.corpus), "data.corpus is empty; name a corpus or a folder of text files")
+        require(
+            self.documents in ("joined", "apart"),
+            f"data.documents is {self.documents!r}; known: joined, apart",
+        )
+        require(
+            self.documents == "joined" or self.corpus != "synthetic",
+            "data.documents is 'apart', but data.corpus is synthetic, which is one endless document; use joined",
+        )
         vocab = self.tokenizer.removeprefix("bpe-")
         require(
             self.tokenizer == "bytes" or (self.tokenizer != vocab and vocab.isdigit() and int(vocab) >= 258),
@@ -245,9 +260,10 @@ class TrainConfig:
     def run_id(self) -> str:
         """Hash of the resolved config: 16 hex digits. Where and how it is computed is left out: it is the same run."""
         values = {k: v for k, v in to_dict(self).items() if k not in ("mesh", "compute")}
-        for name in LATER:
-            if values["optim"][name] == getattr(OptimConfig, name):
-                del values["optim"][name]
+        for group, names in LATER.items():
+            for name in names:
+                if values[group][name] == getattr(type(getattr(self, group)), name):
+                    del values[group][name]
         return hashlib.blake2b(_canonical(values).encode(), digest_size=8).hexdigest()
 
 

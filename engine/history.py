@@ -56,7 +56,7 @@ class History:
         end = self.steps + len(rows["loss"])
         for name, values in rows.items():
             if name not in self._rows:
-                self._rows[name] = np.zeros((self._total, *values.shape[1:]), np.float32)
+                self._rows[name] = np.full((self._total, *values.shape[1:]), np.nan, np.float32)
             self._rows[name][self.steps : end] = values
         self._diverged |= ~(np.isfinite(rows["loss"]) & np.isfinite(rows["grad_norm"])).all(axis=0)
         self.steps = end

@@ -1,6 +1,7 @@
 """Metrics on disk as they become known: JSON lines and TensorBoard events of every trial, Weights & Biases if wanted.
 
-    LOGS/RUN_ID/metrics.jsonl                 {"step": 0, "tokens": 1024, "loss": 5.5, ...} a step, the evaluation last
+    LOGS/RUN_ID/metrics.jsonl                 {"step": 0, "tokens": 1024, "loss": 5.5, ...} a step, the evaluation last;
+                                              eval_loss, eval_bpc where evaluated
     LOGS/RUN_ID/events.out.tfevents...        the same for `tensorboard --logdir LOGS`, with the pace
 
 The lines are a function of the training alone: no clock. Resuming writes them anew from the checkpoint's history, so a
@@ -26,7 +27,7 @@ from engine.config import TrainConfig
 from engine.errors import InputError, require
 from engine.history import Progress
 
-SCALARS = ("loss", "lr", "grad_norm")  # of `step.Metrics`
+SCALARS = ("loss", "lr", "grad_norm", "eval_loss", "eval_bpc")  # the last two where a model was evaluated
 EVENTS = 1000  # steps of a run that TensorBoard and Weights & Biases get, about
 
 
@@ -105,7 +106,7 @@ class _Run:
 
     def write(self, first: int, rows: Mapping[str, np.ndarray], progress: Progress) -> None:
         found = self._write_lines(first, rows)
-        chosen = [(step, values) for step, values in found if step % self._every == 0]
+        chosen = [(step, values) for step, values in found if step % self._every == 0 or "eval_loss" in values]
         if found:
             pace = {"tokens_per_s": progress.tokens_per_s, "mfu": progress.mfu}
             chosen.append((found[-1][0], {f"pace/{k}": v for k, v in pace.items() if math.isfinite(v)}))
@@ -130,8 +131,12 @@ class _Run:
 
     def _write_lines(self, first: int, rows: Mapping[str, np.ndarray]) -> list[tuple[int, dict[str, float]]]:
         """Of this trial's own steps; returns them, with their values."""
-        columns = {name: rows[name][: max(0, self._config.steps - first), self.g].tolist() for name in SCALARS if rows}
-        steps = [dict(zip(columns, values)) for values in zip(*columns.values())]
+        last = max(0, self._config.steps - first)
+        columns = {name: rows[name][:last, self.g].tolist() for name in SCALARS if name in rows}
+        steps = [
+            {k: v for k, v in zip(columns, values) if not (k.startswith("eval") and math.isnan(v))}
+            for values in zip(*columns.values())
+        ]
         found = list(enumerate(steps, start=first))
         tokens = self._config.batch_tokens
         self._lines.writelines(_line({"step": k, "tokens": (k + 1) * tokens, **values}) for k, values in found)

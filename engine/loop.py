@@ -74,6 +74,7 @@ def train_population(
     logs: str | Path | None = None,
     wandb: str | None = None,
     profile: tuple[int, int] | None = None,
+    eval_every: int = 0,
 ) -> list[Result]:
     """Trains len(hypers) models as one compiled program, all on the same batches; results in the same order.
 
@@ -83,6 +84,8 @@ def train_population(
     last these trials go on if they have none of their own, bit for bit as if they had done those steps
     (`engine.branch`). keep: which checkpoints stay. logs: folder of the metrics (`engine.logs`), by default
     `folder`/logs; wandb: a Weights & Biases project for them too; profile: (first, last), steps to trace there.
+    eval_every: steps between evaluations on held-out text, beside the one at the end: metrics eval_loss (nats a token)
+    and eval_bpc (bits per character), NaN between.
     A trial whose loss or gradient stops being finite freezes and is reported as diverged; the others are untouched.
     SIGTERM, unless the caller handles it, saves at the next step and raises SystemExit(143), if there is a folder.
     Raises InputError for impossible configs, data that can't be had, a folder of something else, or a full disk.
@@ -111,7 +114,7 @@ def train_population(
                 store.save(checkpoint.Saved(history.steps, state, history.so_far(), meta))
 
         tracing = stack.enter_context(Profile(profile, logs))
-        around = _Around(save, save_every_s, keep.every_steps, log, tracing, asked, on_progress)
+        around = _Around(save, save_every_s, keep.every_steps, eval_every, log, tracing, asked, on_progress)
         state = _advance(job, state, history, around)
         if store is not None:
             store.wait()
@@ -223,6 +226,7 @@ class _Around:
     save: Callable[[step.State], None]
     save_every_s: float
     save_every_steps: int  # at the multiples of it, beside; 0: at none
+    eval_every: int  # as well
     log: logs_lib.Logs
     profile: Profile
     asked: threading.Event  # to stop
@@ -230,7 +234,7 @@ class _Around:
 
     def room(self, done: int) -> int:
         """Steps until something is to be done between two steps."""
-        borders = [done + self.save_every_steps - done % self.save_every_steps] if self.save_every_steps else []
+        borders = [done + every - done % every for every in (self.save_every_steps, self.eval_every) if every]
         return min([b for b in (*borders, *self.profile.borders) if b > done], default=sys.maxsize) - done
 
     def request_to_stop(self, progress: Callable[[], Progress] | None) -> BaseException | None:
@@ -256,14 +260,17 @@ def _advance(job: _Job, state: step.State, history: History, around: _Around) ->
     pace = Pace()
     done = saved = history.steps
     last_save = time.monotonic()
-    unread: list[tuple[step.Metrics, int]] = []  # of the last call; read after the next is dispatched
+    # Metrics, steps and evaluation of the last call; read after the next is dispatched.
+    unread: list[tuple[step.Metrics, int, np.ndarray | None]] = []
     tokens_per_step = config.batch_tokens * len(job.trials)
     peak = accelerators.peak_tokens_per_s(config, job.mesh)
 
     def read_all_but(kept: int) -> None:
         while len(unread) > kept:
-            metrics, n = unread.pop(0)
+            metrics, n, eval_G = unread.pop(0)
             rows = {name: rows[:n] for name, rows in step.as_dict(jax.device_get(metrics)).items()}
+            if around.eval_every:
+                rows |= _evaluations(eval_G, rows["loss"].shape, job.corpus.heldout_chars_per_token)
             history.extend(rows)
             pace.mark(history.steps)
             around.log.write(history.steps - n, rows, history.progress(pace, tokens_per_step, peak))
@@ -286,8 +293,10 @@ def _advance(job: _Job, state: step.State, history: History, around: _Around) ->
             device_batches = jax.device_put(batches, mesh_lib.batch_sharding(job.mesh, steps_axis=True))
             device_n = jax.device_put(np.int32(n), mesh_lib.replicated(job.mesh))
             state, metrics = run_steps(state, device_batches, device_n, job.hyper_G)
-            unread.append((metrics, n))
             done += n
+            evaluated = around.eval_every and done % around.eval_every == 0
+            eval_G = evaluate(config, job.mesh, state.params, job.corpus.heldout) if evaluated else None
+            unread.append((metrics, n, eval_G))
             read_all_but(0 if done == job.steps else 1)
             request = around.request_to_stop(
                 (lambda: history.progress(pace, tokens_per_step, peak)) if history.steps else None
@@ -303,6 +312,14 @@ def _advance(job: _Job, state: step.State, history: History, around: _Around) ->
     if saved < done:
         around.save(state)
     return state
+
+
+def _evaluations(eval_G: np.ndarray | None, shape: tuple[int, ...], chars_per_token: float) -> dict[str, np.ndarray]:
+    """Columns [n, G] of n steps: what was found after the last."""
+    loss = np.full(shape, np.nan, np.float32)
+    if eval_G is not None:
+        loss[-1] = eval_G
+    return {"eval_loss": loss, "eval_bpc": loss / np.float32(np.log(2) * chars_per_token)}
 
 
 def evaluate(config: TrainConfig, mesh: Any, params_G: Any, heldout: np.ndarray) -> np.ndarray:
@@ -321,5 +338,5 @@ def evaluate(config: TrainConfig, mesh: Any, params_G: Any, heldout: np.ndarray)
         weights = np.zeros((batch_size, seq_len), np.float32)
         weights[: len(rows)] = 1.0
         nll_G = eval_step(params_G, jax.device_put(tokens, sharding), jax.device_put(weights, sharding))
-        total = total + np.asarray(nll_G, np.float64)
+        total = total + np.asarray(jax.device_get(nll_G), np.float64)
     return total / (len(starts) * seq_len)

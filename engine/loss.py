@@ -37,14 +37,15 @@ def token_losses(
     chunk: int = 0,
     attend: str = "xla",
     remat: str = "none",
+    separator: int | None = None,
 ) -> Losses:
     """Cross-entropy of every trial on a batch, and its routing.
 
     tokens_BT1: [B, T+1] int32, inputs and their successors. weights_BT: float32, 0 leaves a token out.
-    chunk: tokens whose logits exist at a time, 0 for all at once. attend, remat: as in `model.hidden`.
+    chunk: tokens whose logits exist at a time, 0 for all at once. attend, remat, separator: as in `model.hidden`.
     """
     inputs, targets = tokens_BT1[:, :-1], tokens_BT1[:, 1:]
-    x_GBTD, routing = model_lib.hidden(config, params_G, inputs, dtype, attend=attend, remat=remat)
+    x_GBTD, routing = model_lib.hidden(config, params_G, inputs, dtype, attend=attend, remat=remat, separator=separator)
     x_GSD = flat(x_GBTD, 1)
     head_GDV = model_lib.head(params_G).astype(dtype)
     targets_S, weights_S = flat(targets, 0), flat(weights_BT, 0)

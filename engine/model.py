@@ -147,13 +147,17 @@ def hidden(
     *,
     attend: str = "xla",
     remat: str = "none",
+    separator: int | None = None,
 ) -> tuple[jax.Array, Routing | None]:
     """Final normalised activations [G, B, T, D] of G models on the same tokens, and what the routed layers did.
 
-    attend: backend of attention. remat: as `config.ComputeConfig` has it. The routing's leaves have the routed layers
-    in front: [M, G, E] and [M, G]; None for a dense model.
+    attend: backend of attention. remat: as `config.ComputeConfig` has it. separator: the token with which documents
+    begin that don't see each other; None: all see what is before them. The routing's leaves have the routed layers in
+    front: [M, G, E] and [M, G]; None for a dense model.
     """
     places = _places(config, tokens_BT.shape[1])
+    if separator is not None:
+        places["documents"] = jnp.cumsum(tokens_BT == separator, axis=1, dtype=jnp.int32)
     block = _rematerialised(partial(_block, config, places, attend, False), remat)
     x, routing, _ = _through(block, params_G, tokenwise(layers.embed(params_G["embed"], tokens_BT).astype(dtype)))
     return layers.rmsnorm(x, params_G["norm"], config.norm_eps), routing
@@ -239,7 +243,7 @@ def _block(
     if "rope" in places:
         q, k = layers.rope(q, places["rope"]), layers.rope(k, places["rope"])
     if cache is None:
-        mixed = attention(q, k, v, places.get("bias"), backend=attend)
+        mixed = attention(q, k, v, places.get("bias"), places.get("documents"), backend=attend)
     else:
         mixed = attention_to_cache(q, k, v, cache, places["at"], places.get("bias"))
     mixed = checkpoint_name(mixed, "attention")
@@ -269,11 +273,21 @@ def attention_backend(
     platform: str | None = None,
     *,
     divided: bool = False,
+    apart: bool = False,
 ) -> str:
-    """The backend of attention that this model gets on `platform` (None: here); divided: over `mesh.sequence`."""
+    """The backend of attention that this model gets on `platform` (None: here). divided: over `mesh.sequence`; apart:
+    for documents that don't see each other."""
     assert config.head_dim is not None
     biased = config.positions != "rope"
-    return choose(wanted, head_dim=config.head_dim, dtype=dtype, biased=biased, divided=divided, platform=platform)
+    return choose(
+        wanted,
+        head_dim=config.head_dim,
+        dtype=dtype,
+        biased=biased,
+        divided=divided,
+        apart=apart,
+        platform=platform,
+    )
 
 
 @partial(jax.jit, static_argnums=0)

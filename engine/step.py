@@ -15,7 +15,7 @@ import optax
 
 from engine import loss as loss_lib
 from engine import model as model_lib
-from engine import moe, mup, optim
+from engine import moe, mup, optim, tokenize
 from engine.config import ComputeConfig, ModelConfig, TrainConfig
 from engine.loss import Losses
 from engine.optim import Hyper, Method
@@ -28,15 +28,23 @@ class Program(NamedTuple):
     method: Method
     dtype: str
     compute: ComputeConfig  # its attention resolved
+    separator: int | None = None  # the token that begins documents, if attention keeps them apart
 
 
 def program(config: TrainConfig, platform: str | None = None) -> Program:
     """What of `config` the compiled step depends on, for devices of `platform` (None: this process's)."""
+    apart = config.data.documents == "apart"
     attend = model_lib.attention_backend(
-        config.model, config.compute.attention, config.dtype, platform, divided=config.mesh.sequence > 1
+        config.model,
+        config.compute.attention,
+        config.dtype,
+        platform,
+        divided=config.mesh.sequence > 1,
+        apart=apart,
     )
     compute = dataclasses.replace(config.compute, attention=attend)
-    return Program(config.model, optim.method(config.optim), config.dtype, compute)
+    separator = tokenize.separator_of(config.data.tokenizer) if apart else None
+    return Program(config.model, optim.method(config.optim), config.dtype, compute, separator)
 
 
 class State(NamedTuple):
@@ -233,4 +241,5 @@ def _token_losses(program: Program, params_G: Any, tokens_BT1: jax.Array, weight
         chunk=program.compute.loss_chunk,
         attend=program.compute.attention,
         remat=program.compute.remat,
+        separator=program.separator,
     )

@@ -20,6 +20,11 @@ from engine.errors import InputError
 SEPARATOR = "<|endoftext|>"  # its name in a BPE vocabulary; the same characters in a text are ordinary characters
 
 
+def separator_of(name: str) -> int:
+    """The separator's id in the tokenizer `name` that `train` makes."""
+    return Bytes.separator if name == "bytes" else 0  # special tokens get the first ids
+
+
 class Tokenizer:
     """`vocab_size` ids, of which `separator` ends documents; `digest` names the mapping. Made by `train` or `load`."""
 

@@ -1,4 +1,4 @@
-"""A TFDS dataset of text files, in array_record files; TensorFlow is not imported, nothing touches the network.
+"""A TFDS dataset of texts, in array_record files; TensorFlow is not imported, nothing touches the network.
 
 Importing this module needs tensorflow-datasets and array_record, so only `engine.data` does, when it has to.
 """
@@ -12,14 +12,13 @@ from typing import Any, ClassVar
 import array_record.python.array_record_module  # noqa: F401 (TFDS would miss it only when it reads or writes)
 import tensorflow_datasets as tfds
 
-from engine.corpora.sources import Document, Documents, OnProgress, content_digest
-from engine.errors import InputError
+from engine.corpora.sources import Document, Documents, OnProgress
 
 tfds.disable_progress_bar()
 
 
 class TextFiles(tfds.core.GeneratorBasedBuilder):
-    """One example a file: `path` (relative), `text`, `language`; splits `train` and `heldout`, in order of path."""
+    """One example a document: `path` (relative), `text`, `language`; splits `train` and `heldout`, in order of path."""
 
     VERSION = tfds.core.Version("1.0.0")
     # Nothing is downloaded. TFDS would look for checksums beside this file, with a package it doesn't install.
@@ -47,12 +46,9 @@ class TextFiles(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, documents: tuple[Document, ...], done: int) -> Iterator[tuple[str, dict]]:
         total = len(self._documents.train) + len(self._documents.heldout)
-        for i, document in enumerate(documents):
+        for i, (document, data) in enumerate(zip(documents, self._documents.read(documents))):
             if self._on_progress is not None:
                 self._on_progress("building dataset", done + i + 1, total)
-            data = (self._documents.root / document.path).read_bytes()
-            if content_digest(data) != document.digest:
-                raise InputError(f"{self._documents.root / document.path} changed while it was read; run again")
             yield document.path, {"path": document.path, "text": data, "language": document.language}
 
     # TFDS prints these to stdout.

@@ -1,12 +1,14 @@
-"""Which files make a corpus, and which of them are held out.
+"""Which texts make a corpus, and which of them are held out.
 
 A file is known by its path relative to the corpus's root and by the BLAKE2 digest of its bytes. Files of equal content
 count once (the first path in sorted order), and a hash of the path decides the split: no file, and no content, is in
 both splits, and new texts move no other across (but in a corpus so small that none would be held out by its hash).
+Records (`records`) are split by their own digest, as their places move when others come before them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import sysconfig
@@ -14,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.corpora import records
 from engine.errors import InputError
 
 OnProgress = Callable[[str, int, int], None]  # stage, done, total
@@ -57,7 +60,8 @@ _SKIP_STDLIB_FOLDERS = {"test", "tests", "idle_test"}
 
 @dataclass(frozen=True)
 class Document:
-    """One text file: its path relative to the root ('/' between parts), the digest of its bytes, its language."""
+    """One text: its path relative to the root ('/' between parts; of a record FILE:ROW), the digest of its bytes, its
+    language."""
 
     path: str
     digest: str
@@ -66,20 +70,36 @@ class Document:
 
 @dataclass(frozen=True)
 class Documents:
-    """The files of a corpus, each split sorted by path. `digest` names paths, contents and split."""
+    """The texts of a corpus, each split in order of path. `digest` names paths, contents and split."""
 
     name: str
     root: Path
     train: tuple[Document, ...]
     heldout: tuple[Document, ...]
     digest: str
+    records: Callable[[], Iterator[records.Text]] | None = None  # all of them anew; None: a document is a file
+
+    def read(self, documents: tuple[Document, ...]) -> Iterator[bytes]:
+        """The text of each, in order. Raises InputError if it is not what was found before."""
+        wanted = iter(self.records() if self.records is not None else ())
+        for document in documents:
+            if self.records is None:
+                data = (self.root / document.path).read_bytes()
+            else:
+                data = next((text for where, text, _ in wanted if where == document.path), b"")
+            if content_digest(data) != document.digest:
+                raise InputError(f"{self.root / document.path} changed while it was read; run again")
+            yield data
 
 
-def find(corpus: str, on_progress: OnProgress | None = None) -> Documents:
-    """The documents of a named corpus or of a folder of text and source files. Reads every file, keeps no text.
+def find(corpus: str, on_progress: OnProgress | None = None, field: str = "text") -> Documents:
+    """The documents of a named corpus, of a folder of text and source files, or of records, whose `field` is the text.
+    Reads everything, keeps no text.
 
-    Raises InputError if there is no such corpus or folder, or too few text files in it.
+    Raises InputError if there is no such corpus, file or folder, or too few texts in it.
     """
+    if corpus.startswith(records.TFDS):
+        return _records(corpus, Path(corpus), lambda: records.read_tfds(corpus, field), on_progress)
     if corpus in NAMED:
         root = Path(sysconfig.get_path("stdlib"))
         paths = [p for p in _walk(root, _SKIP_FOLDERS | _SKIP_STDLIB_FOLDERS) if _keep_stdlib(p)]
@@ -89,11 +109,21 @@ def find(corpus: str, on_progress: OnProgress | None = None) -> Documents:
         root = Path(corpus).expanduser()
         if not root.exists():
             known = ", ".join((*NAMED, "synthetic"))
-            raise InputError(f"data.corpus is {corpus!r}: no such folder, and not a known corpus ({known})")
-        if not root.is_dir():
-            raise InputError(f"data.corpus is {corpus!r}, a file; name the folder that holds the text files")
+            raise InputError(
+                f"data.corpus is {corpus!r}: no such file or folder, and not a known corpus ({known}); nothing is "
+                "downloaded, so save a dataset to disk first (docs/data.md)"
+            )
         root = root.resolve()
         paths = [p for p in _walk(root, _SKIP_FOLDERS) if os.path.splitext(p)[1].lower() in _LANGUAGE_OF]
+        recorded = records.files(root, paths)
+        if recorded:
+            top = root.parent if root.is_file() else root
+            return _records(corpus, top, lambda: records.read(top, recorded, field), on_progress, root.name)
+        if not root.is_dir():
+            raise InputError(
+                f"data.corpus is {corpus!r}, a file, and not of records (.jsonl, .parquet, .arrow); name the folder "
+                "that holds the text files"
+            )
         name = root.name or "root"
         missing = f"data.corpus is {corpus!r}: no UTF-8 text or source files in it (such as .txt, .md, .py, .c)"
 
@@ -115,7 +145,31 @@ def find(corpus: str, on_progress: OnProgress | None = None) -> Documents:
             f"data.corpus is {corpus!r}: only one distinct text file in it ({documents[0].path}), and one must be held "
             "out; split it into several files"
         )
-    return _split(name, root, documents)
+    return _split(name, root, documents, lambda document: document.path)
+
+
+def _records(
+    corpus: str,
+    root: Path,
+    read: Callable[[], Iterator[records.Text]],
+    on_progress: OnProgress | None,
+    name: str = "",
+) -> Documents:
+    documents, seen = [], set()
+    for i, (where, data, language) in enumerate(read()):
+        if on_progress is not None and i % 100 == 0:
+            on_progress("reading records", i + 1, 0)
+        digest = content_digest(data)
+        if digest not in seen and is_text(data):
+            seen.add(digest)
+            documents.append(Document(where, digest, language))
+    if len(documents) < 2:
+        raise InputError(
+            f"data.corpus is {corpus!r}: {len(documents) or 'no'} distinct text in its records; at least two are "
+            "needed, as one is held out"
+        )
+    found = _split(name or corpus, root, documents, lambda document: document.digest)
+    return dataclasses.replace(found, records=read)
 
 
 def content_digest(data: bytes) -> str:
@@ -134,9 +188,9 @@ def is_text(data: bytes) -> bool:
     return True
 
 
-def _split(name: str, root: Path, documents: list[Document]) -> Documents:
+def _split(name: str, root: Path, documents: list[Document], key: Callable[[Document], str]) -> Documents:
     def place(document: Document) -> float:  # uniform in [0, 1)
-        hashed = hashlib.blake2b(document.path.encode(), digest_size=8).digest()
+        hashed = hashlib.blake2b(key(document).encode(), digest_size=8).digest()
         return int.from_bytes(hashed, "big") / 2**64
 
     # A small corpus may have no file under the threshold: then the lowest one is held out.

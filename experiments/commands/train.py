@@ -55,6 +55,7 @@ def parser() -> Parser:
     made.add_argument(
         "--keep-every", metavar="STEPS|HOURSh", help="keep these for good too: --keep-every 1000, 6h, or 1000,6h"
     )
+    made.add_argument("--eval-every", metavar="STEPS", help="evaluate on held-out text every so many steps, too")
     made.add_argument("--profile", metavar="FROM:TO", help=f"trace these steps, such as 10:15, into DIR/{runner.LOGS}")
     made.add_argument("--wandb", metavar="PROJECT", help="log to Weights & Biases too; WANDB_MODE=offline works")
     return made
@@ -119,6 +120,7 @@ def _how(args: argparse.Namespace) -> dict[str, Any]:
         "keep": Keep(newest=whole(args.keep, "--keep"), every_steps=every_steps, every_hours=every_hours),
         "profile": _steps(args.profile) if args.profile else None,
         "wandb": args.wandb,
+        "eval_every": whole(args.eval_every, "--eval-every") if args.eval_every else 0,
     }
 
 

@@ -20,11 +20,13 @@ def inputs(dtype=jnp.float32):
     return [jax.random.normal(key, shape, dtype) for key, shape in zip(keys, shapes)]
 
 
-def reference(q, k, v, bias):
+def reference(q, k, v, bias, documents=None):
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     k, v = (np.repeat(x, H // K, axis=3) for x in (k, v))
     scores = np.einsum("gbthc,gbshc->gbhts", q, k) / np.sqrt(C) + bias
     scores[..., np.triu(np.ones((T, T), bool), 1)] = -np.inf
+    if documents is not None:
+        scores[..., documents[:, None] != documents] = -np.inf
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     return np.einsum("gbhts,gbshc->gbthc", weights / weights.sum(-1, keepdims=True), v)
 
@@ -36,6 +38,18 @@ def test_against_numpy(backend, biased):
     bias = layers.alibi(T, H, sqrt=False) if biased else None
     ours = attention(q, k, v, bias, backend=backend)
     np.testing.assert_allclose(ours, reference(q, k, v, 0 if bias is None else np.asarray(bias)), rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("backend", ["xla", "blocks", "sequence", "splash"])
+def test_documents_apart(backend):
+    """Lengths that end within blocks, at their ends and at once; every token sees its own document alone."""
+    q, k, v, _ = inputs()
+    documents = np.searchsorted([5, 6, 64, 100], np.arange(T), side="right")
+    if backend == "splash":
+        ours = _splash(q, k, v, jnp.broadcast_to(documents, (G, B, T)), interpret=True)
+    else:
+        ours = attention(q, k, v, None, jnp.broadcast_to(documents, (B, T)), backend=backend)
+    np.testing.assert_allclose(ours, reference(q, k, v, 0, documents), rtol=2e-5, atol=2e-5)
 
 
 def test_gradients_of_the_backends_agree():

@@ -125,9 +125,9 @@ def test_errors_are_one_line_and_name_the_folder(tmp_path):
     (tmp_path / "image").mkdir()
     (tmp_path / "image" / "a.txt").write_bytes(b"\0\1")
     for corpus, words in {
-        str(tmp_path / "nowhere"): "no such folder, and not a known corpus (stdlib, synthetic)",
-        "stdlbi": "no such folder, and not a known corpus (stdlib, synthetic)",
-        str(tmp_path / "one.txt"): "a file; name the folder",
+        str(tmp_path / "nowhere"): "no such file or folder, and not a known corpus (stdlib, synthetic)",
+        "stdlbi": "no such file or folder, and not a known corpus (stdlib, synthetic)",
+        str(tmp_path / "one.txt"): "a file, and not of records",
         str(tmp_path / "empty"): "no UTF-8 text or source files in it",
         str(tmp_path / "image"): "no UTF-8 text or source files in it",
         str(tmp_path): "only one distinct text file in it (one.txt)",
