@@ -76,12 +76,12 @@ def _text(where: str, row: Any, field: str) -> Iterator[Text]:
     if not isinstance(row, dict):
         raise InputError(f"{where} is no record of fields, but {str(row)[:40]!r}")
     if field not in row:
-        raise InputError(f"{where} has no field {field!r}, but {', '.join(map(repr, row))}; set data.field")
+        raise InputError(f"{where} has no field {field!r}, but {', '.join(map(repr, row))}; set data.text_field")
     text = row[field]
     if text is None or text == "":
         return
     if not isinstance(text, str):
-        raise InputError(f"{where}: field {field!r} is no text, but {str(text)[:40]!r}; set data.field")
+        raise InputError(f"{where}: field {field!r} is no text, but {str(text)[:40]!r}; set data.text_field")
     try:
         encoded = text.encode()
     except UnicodeEncodeError:
