@@ -25,6 +25,7 @@ def within(mesh: Mesh, f: Callable[..., Any]) -> Callable[..., Any]:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return f(*args)
 
+    traced.__name__ = getattr(f, "func", f).__name__  # of the compiled program, in traces and caches
     return traced
 
 

@@ -34,6 +34,7 @@ COMMANDS = {
     "sweep plan": ("sweep_plan", "what a grid would run, and what it would cost"),
     "sweep run": ("sweep_run", "run a grid; run it again to go on"),
     "sweep status": ("sweep_status", "how far a grid is"),
+    "sweep reproduce": ("sweep_reproduce", "train a row again, and compare"),
     "sweep table": ("sweep_table", "the rows so far, on the terminal or as CSV or Parquet"),
     "code tasks": ("code_tasks", "small programming tasks made here, and texts to train on"),
     "code run": ("code_run", "run a model's programs against their tasks' tests, isolated: pass@k"),

@@ -65,6 +65,27 @@ def ladder(low: float, high: float, ratio: float) -> list[float]:
     return [low * ratio**i for i in range(rungs + 1)]
 
 
+def around(field: str, center: float, *, ratio: float = 2**0.5, steps: int = 2) -> Grid:
+    """One field at center and `steps` rungs of a ladder on either side of it."""
+    return axis(field, ladder(center / ratio**steps, center * ratio**steps, ratio))
+
+
+def near_optimum(config: TrainConfig, *, law: Any = "steplaw", ratio: float = 2**0.5, steps: int = 2) -> Grid:
+    """Learning rates and batch sizes around those that `law` (a posterior or its name) predicts for a config's N and D.
+
+    (2 steps + 1)^2 entries, fewer where batches round to the same number of sequences.
+    """
+    import laws
+    from engine import sizes
+
+    posterior = laws.load_posterior(law) if isinstance(law, str) else law
+    best = posterior.predict(params=float(sizes.non_embedding_params(config.model)), tokens=float(config.tokens))
+    sequences = max(1.0, float(best.batch_tokens.median) / config.data.seq_len)
+    batches = [max(1, round(b["batch_size"])) for b in around("batch_size", sequences, ratio=ratio, steps=steps)]
+    rates = around("optim.lr", float(best.lr.median), ratio=ratio, steps=steps)
+    return prod(axis("batch_size", dict.fromkeys(batches)), rates)
+
+
 def trials(base: TrainConfig, grid: Grid) -> list[TrainConfig]:
     """One config per entry: `base` with its overrides.
 

@@ -109,6 +109,17 @@ def pending(plan: Plan, done: Collection[str]) -> list[Chunk]:
     return left
 
 
+def shard(chunks: Sequence[Chunk], index: int, of: int) -> list[Chunk]:
+    """Part `index` (from 0) of `of`: every chunk in one part, the parts of like FLOPs. Deterministic."""
+    loads, parts = [0.0] * of, [[] for _ in range(of)]  # type: tuple[list[float], list[list[Chunk]]]
+    for chunk in sorted(chunks, key=lambda c: (-c.flops, c.id)):
+        least = loads.index(min(loads))
+        loads[least] += chunk.flops
+        parts[least].append(chunk)
+    chosen = {chunk.id for chunk in parts[index]}
+    return [chunk for chunk in chunks if chunk.id in chosen]
+
+
 @dataclass(frozen=True)
 class Estimate:
     """Seconds that chunks would take, from finished trials of the same grid; None before any has finished."""

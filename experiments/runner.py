@@ -7,6 +7,7 @@ matter when a run is interrupted or killed: running it again ends with the same 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import os
 import signal
@@ -91,8 +92,12 @@ def run(
     trainer: Trainer | None = None,
     watcher: Watcher | None = None,
     retry_failed: bool = False,
+    shard: tuple[int, int] | None = None,
 ) -> Summary:
     """Trains what `store` lacks of `plan`. Returns early, with `interrupted`, at Ctrl-C or SIGTERM.
+
+    shard: (index from 0, of): only that part of the chunks (`plan.shard`); processes with different indices, on this or
+    other machines, share the folder.
 
     trainer: by default `train_chunk`, with logs in the results folder.
     A chunk whose training raises becomes rows of status failed; the others go on. What is not a trial's own fault
@@ -102,10 +107,15 @@ def run(
     watcher = watcher or Watcher()
     started = time.monotonic()
     counts = {"ok": 0, "diverged": 0, "failed": 0}
-    with store.lock(), _stop_on_signal(watcher) as stop:
-        store.tidy()
+    if shard is not None:
+        plan = dataclasses.replace(plan, chunks=tuple(plan_lib.shard(plan.chunks, *shard)))
+        ours = {t.run_id for chunk in plan.chunks for t in chunk.trials}
+        plan = dataclasses.replace(plan, trials=tuple(t for t in plan.trials if t.run_id in ours))
+    with store.lock(shard), _stop_on_signal(watcher) as stop:
+        if shard is None:
+            store.tidy()  # no other writes
         if retry_failed:
-            store.discard_failed()
+            store.discard_failed(plan.run_ids)
         rows = store.read()
         left = plan_lib.pending(plan, set(rows["run_id"]) if len(rows) else ())
         already = len(plan.trials) - sum(len(chunk.trials) for chunk in left)

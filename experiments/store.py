@@ -3,7 +3,8 @@
     DIR/grid.json              the grid's name, its run ids, how it was cut into chunks; format version
     DIR/parts/<chunk>.parquet  run-table rows; a part appears whole or not at all, and is never changed
     DIR/checkpoints/<chunk>/   of chunks without a part
-    DIR/.lock                  held (flock) by the process that writes; dies with it
+    DIR/.lock                  held (flock) by the process that writes, or shared by shards; dies with it
+    DIR/.lock-I-of-N           held by shard I
 
 `laws.load_runs(DIR)` reads the same parts.
 """
@@ -17,7 +18,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,10 +86,24 @@ class Store:
         rows = pa.concat_tables(tables, promote_options="permissive").to_pandas()
         return rows.sort_values("run_id", key=lambda ids: ids.map(place), ignore_index=True)
 
-    def discard_failed(self) -> int:
-        """Deletes the parts of chunks that failed, so that they are pending again; returns how many trials."""
+    def together(self, run_id: str) -> list[dict[str, Any]]:
+        """The rows of the program that trained the trial whose id begins so. Raises InputError if there is none."""
+        found: list[list[dict[str, Any]]] = []
+        for part in sorted(self.path.glob("parts/*.parquet")):
+            rows = _read_part(part).to_pylist()
+            found += [rows for row in rows if row["run_id"].startswith(run_id)]
+        if len(found) != 1:
+            many = f"{len(found)} trials begin" if found else "no trial that has finished begins"
+            raise InputError(f"{many} with {run_id!r} in {self.path}; see: stepseer sweep table --out {self.path}")
+        return found[0]
+
+    def discard_failed(self, run_ids: Collection[str] | None = None) -> int:
+        """Deletes the parts of chunks that failed, so that they are pending again; returns how many trials. run_ids:
+        only chunks of these."""
         count = 0
         for part in sorted(self.path.glob("parts/*.parquet")):
+            if run_ids is not None and not set(_read_part(part).column("run_id").to_pylist()) <= set(run_ids):
+                continue
             statuses = _read_part(part).column("status").to_pylist()
             if "failed" in statuses:
                 part.unlink()
@@ -104,15 +119,26 @@ class Store:
                 shutil.rmtree(folder, ignore_errors=True)
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Held while writing. Raises InputError when another process holds it. The kernel frees it if we die."""
+    def lock(self, shard: tuple[int, int] | None = None) -> Iterator[None]:
+        """Held while writing: by one process, or by one for every shard (index, of). Raises InputError when another
+        holds it. The kernel frees it if we die."""
+        with contextlib.ExitStack() as stack:
+            if shard is not None:
+                stack.enter_context(self._locked(".lock", fcntl.LOCK_SH))
+                stack.enter_context(self._locked(f".lock-{shard[0]}-of-{shard[1]}", fcntl.LOCK_EX))
+            else:
+                stack.enter_context(self._locked(".lock", fcntl.LOCK_EX))
+            yield
+
+    @contextlib.contextmanager
+    def _locked(self, name: str, mode: int) -> Iterator[None]:
         try:
-            file = open(self.path / ".lock", "a+")  # noqa: SIM115 - closed below, which unlocks
+            file = open(self.path / name, "a+")  # noqa: SIM115 - closed below, which unlocks
         except OSError as error:
             raise _unwritable(self.path, error) from None
         with file:
             deadline = time.monotonic() + LOCK_WAIT_S
-            while not _try_lock(file):
+            while not _try_lock(file, mode):
                 if time.monotonic() > deadline:
                     raise InputError(
                         f"{self.path} is in use by another run ({_holder(file)}); wait for it, or stop it first"
@@ -125,10 +151,10 @@ class Store:
             yield
 
     def running(self) -> str | None:
-        """Who is writing here now, or None."""
+        """Who is writing here now, or None; of shards the one that started last."""
         try:
             with open(self.path / ".lock") as file:
-                return None if _try_lock(file) else _holder(file)
+                return None if _try_lock(file, fcntl.LOCK_EX) else _holder(file)
         except OSError:
             return None
 
@@ -259,8 +285,7 @@ def _read_part(part: Path) -> pa.Table:
     return table
 
 
-def _try_lock(file: Any) -> bool:
-    mode = fcntl.LOCK_EX if file.writable() else fcntl.LOCK_SH
+def _try_lock(file: Any, mode: int) -> bool:
     try:
         fcntl.flock(file, mode | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -10,6 +10,7 @@ from functools import partial
 
 from experiments import compile_cache, progress, runner, show, store
 from experiments.commands.sweep_plan import add_grid, read_grid
+from experiments.errors import InputError
 from experiments.options import Parser
 
 
@@ -21,12 +22,18 @@ def parser() -> Parser:
     )
     add_grid(made)
     made.add_argument("--out", metavar="DIR", required=True, help="results folder")
+    made.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="run part I (from 0) of N only, as one of N jobs that share the folder: --shard $JOB_COMPLETION_INDEX/8",
+    )
     made.add_argument("--retry-failed", action="store_true", help="train failed trials again")
     made.add_argument("--wandb", metavar="PROJECT", help="log to Weights & Biases too; WANDB_MODE=offline works")
     return made
 
 
 def run(args: argparse.Namespace) -> int:
+    shard = _shard(args.shard)
     plan = read_grid(args, existing=store.existing(args.out))
     if plan.repeats and not args.json:
         print(f"{show.plural(plan.repeats, 'trial')} left out: the same config as another")
@@ -35,8 +42,19 @@ def run(args: argparse.Namespace) -> int:
         runner.check_data(plan.trials, watcher)
         folder = store.create(args.out, plan)
         trainer = partial(runner.train_chunk, logs=folder.path / runner.LOGS, wandb=args.wandb)
-        summary = runner.run(plan, folder, trainer=trainer, watcher=watcher, retry_failed=args.retry_failed)
+        summary = runner.run(
+            plan, folder, trainer=trainer, watcher=watcher, retry_failed=args.retry_failed, shard=shard
+        )
     return finish(summary, args.out, as_json=args.json)
+
+
+def _shard(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    index, _, of = text.partition("/")
+    if not (index.isdigit() and of.isdigit() and int(index) < int(of)):
+        raise InputError(f"--shard is {text!r}; give a part, from 0, and how many there are, such as 0/8 to 7/8")
+    return int(index), int(of)
 
 
 def finish(summary: runner.Summary, out: str, *, as_json: bool) -> int:

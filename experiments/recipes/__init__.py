@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments import yaml_grid
 from experiments.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,11 +36,13 @@ def describe(name: str) -> str:
 
 
 def load(name: str) -> list[TrainConfig]:
-    """The configs of a packaged recipe or of `file.py:function`, repeats included.
+    """The configs of a packaged recipe, of `file.py:function` or of a YAML file (`yaml_grid`), repeats included.
 
     Raises InputError when there is no such recipe, file or function, when the user's code fails (with its own words),
     or when it returns anything but configs.
     """
+    if name.endswith((".yaml", ".yml")):
+        return _checked(name, yaml_grid.load(name))
     if not (".py" in name or "/" in name):
         return _checked(name, _packaged(name)())
     path, function = _from_file(name)

@@ -1,0 +1,70 @@
+"""`stepseer sweep reproduce`: trains a trial again, from what its row says of it, and compares."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from experiments import compile_cache, progress, runner, show, store
+from experiments.errors import InputError
+from experiments.options import Parser
+from experiments.plan import Chunk, Plan
+
+COMPARED = ("loss", "eval_loss", "status")
+
+
+def parser() -> Parser:
+    made = Parser(
+        "sweep reproduce",
+        "Train a trial again, with those that shared its program, from its row alone; on a CPU its loss is the same "
+        "bit for bit. Exit code 1 where it is not.",
+        examples="  stepseer sweep reproduce 0e1f37d1c29a4b6d --out results",
+    )
+    made.add_argument("run_id", metavar="RUN_ID", help="the trial's, as in sweep table; its beginning is enough")
+    made.add_argument("--out", metavar="DIR", required=True, help="results folder that holds it; nothing is written")
+    return made
+
+
+def run(args: argparse.Namespace) -> int:
+    rows = store.load(args.out).together(args.run_id)
+    chunk = Chunk(tuple(_config(row) for row in rows))
+    (then,) = (row for row in rows if row["run_id"].startswith(args.run_id))
+    if then["status"] == "failed":
+        raise InputError(f"trial {then['run_id']} failed ({then['reason']}); there is no loss to compare")
+    compile_cache.use()
+    with tempfile.TemporaryDirectory() as folder, progress.watcher(quiet=args.json) as watcher:
+        runner.check_data(chunk.trials, watcher)
+        plan = Plan(f"trial {then['run_id']}", chunk.trials, (chunk,), 0, len(chunk.trials))
+        again = store.create(Path(folder) / "again", plan)
+        summary = runner.run(plan, again, watcher=watcher)
+        if summary.interrupted:
+            raise KeyboardInterrupt
+        (now,) = (row for row in again.read().to_dict("records") if row["run_id"] == then["run_id"])
+    same = all(_same(then[name], now[name]) for name in COMPARED)
+    changed = [name for name in ("device", "versions") if then[name] != now[name]]
+    if args.json:
+        values = {when: {name: row[name] for name in COMPARED} for when, row in (("then", then), ("now", now))}
+        print(show.as_json({"run_id": then["run_id"], "same": same, "changed": changed, **values}))
+        return 0 if same else 1
+    table = [[name, str(then[name]), str(now[name])] for name in COMPARED]
+    show.console().print(show.table(f"trial {then['run_id']}", ["", "then", "now"], table))
+    print("the same, bit for bit" if same else "not the same")
+    for name in changed:
+        print(f"note: {name} was {then[name]}, is {now[name]}")
+    return 0 if same else 1
+
+
+def _config(row: dict[str, Any]) -> Any:
+    from engine import config as config_lib
+
+    config = config_lib.from_dict(json.loads(row["config"]))
+    if config.run_id != row["run_id"]:
+        raise InputError(f"trial {row['run_id']}: its config is of {config.run_id}; the row was changed, or is foreign")
+    return config
+
+
+def _same(then: Any, now: Any) -> bool:
+    return then == now or (then != then and now != now)  # NaN of diverged trials

@@ -1,0 +1,100 @@
+"""Grids as YAML, for those who prefer a file: the combinators of `experiments.grid` by their names.
+
+    base: {recipe: mine, tokens: 2e5, data.corpus: stdlib, data.seq_len: 128, optim.warmup_steps: 10}
+    grid:
+      prod:
+        - zip: [{model.d_model: [32, 64]}, {model.n_heads: [1, 2]}]
+        - optim.lr: {ladder: [1e-3, 8e-3, 2]}
+    without:
+      - {model.d_model: 64, optim.lr: 8e-3}
+
+A grid is a mapping: `prod`, `zip` or `chain` of a list of grids, or fields with their values (several: every
+combination). `without` leaves out the entries that agree with one of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments import grid as grid_lib
+from experiments.errors import InputError
+from experiments.grid import Grid
+
+if TYPE_CHECKING:
+    from engine.config import TrainConfig
+
+_COMBINED: dict[str, Callable[..., Grid]] = {"prod": grid_lib.prod, "zip": grid_lib.zip_, "chain": grid_lib.chain}
+
+
+def load(name: str) -> list[TrainConfig]:
+    """The configs of a YAML file. Raises InputError that names the file, and what in it is wrong."""
+    import yaml
+
+    from engine import config as config_lib
+    from engine.config import TrainConfig
+
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise InputError(
+            f"grid {name!r}: no file {path}; give a YAML file, path/to/file.py:function or a recipe's name"
+        )
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"grid {name!r} is not YAML ({' '.join(str(error).split())}); mend it") from None
+    if not isinstance(content, dict) or "grid" not in content or content.keys() - {"base", "grid", "without"}:
+        raise InputError(f"grid {name!r} must have the keys base, grid and perhaps without; mend it")
+    base, without = content.get("base") or {}, content.get("without") or []
+    if not (isinstance(base, dict) and isinstance(without, list) and all(isinstance(w, dict) for w in without)):
+        raise InputError(f"grid {name!r}: base must be a mapping of fields, without a list of such; mend it")
+    entries = _grid(content["grid"], name)
+    left_out = [_strings(w) for w in without]
+    kept = grid_lib.where(lambda entry: not any(_agrees(_strings(entry), w) for w in left_out), entries)
+    return grid_lib.trials(config_lib.replace(TrainConfig(recipe=path.stem), base), kept)
+
+
+def _grid(node: Any, name: str) -> Grid:
+    if not isinstance(node, dict) or not node:
+        raise InputError(f"grid {name!r}: {node!r:.60} is no grid; write prod, zip, chain, or fields with their values")
+    operators = node.keys() & _COMBINED.keys()
+    if not operators:
+        return grid_lib.prod(*[grid_lib.axis(str(field), _values(field, given, name)) for field, given in node.items()])
+    (operator,) = operators if len(node) == 1 else (None,)
+    if operator is None:
+        raise InputError(f"grid {name!r}: {min(operators)} stands beside {len(node) - 1} other keys; give it its own")
+    parts = node[operator]
+    if not isinstance(parts, list) or not parts:
+        raise InputError(f"grid {name!r}: {operator} takes a list of grids, got {parts!r:.60}")
+    return _COMBINED[operator](*[_grid(part, name) for part in parts])
+
+
+def _values(field: Any, given: Any, name: str) -> list[Any]:
+    """A list as it is, one value, or a ladder of (low, high, ratio)."""
+    if isinstance(given, dict):
+        rungs = given.get("ladder")
+        try:
+            low, high, ratio = map(float, rungs if len(given) == 1 else ())  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            raise InputError(
+                f"grid {name!r}: {field} is {given!r:.60}; give values, or {{ladder: [low, high, ratio]}}"
+            ) from None
+        return grid_lib.ladder(low, high, ratio)
+    return given if isinstance(given, list) else [given]
+
+
+def _strings(entry: dict[str, Any]) -> dict[str, Any]:
+    """YAML reads 1e-3 as a word: numbers compare as numbers however they are written."""
+
+    def plain(value: Any) -> Any:
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            return value
+
+    return {str(field): plain(value) for field, value in entry.items()}
+
+
+def _agrees(entry: dict[str, Any], part: dict[str, Any]) -> bool:
+    return all(field in entry and entry[field] == value for field, value in part.items())
