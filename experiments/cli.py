@@ -38,6 +38,7 @@ COMMANDS = {
     "code tasks": ("code_tasks", "small programming tasks made here, and texts to train on"),
     "code run": ("code_run", "run a model's programs against their tasks' tests, isolated: pass@k"),
     "code law": ("code_law", "are scores a line in bits per character, or in their logarithm?"),
+    "ctf build": ("ctf_build", "pairs of problems that differ in a detail: nearly the same words, another solution"),
 }
 
 _TRY = """\
