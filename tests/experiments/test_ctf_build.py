@@ -18,13 +18,12 @@ from benchmarks import ctf_pairs
 from experiments import cli
 from experiments.code import isolation
 from experiments.code.ctf import build as build_lib
-from experiments.code.ctf import embed, perturb
+from experiments.code.ctf import embed, evaluate, perturb
 from experiments.code.ctf.build import Candidate
 from experiments.code.ctf.perturb import Slot, Template
 from experiments.code.ctf.problems import (
     ALPACA,
     Problem,
-    all_tasks,
     code_in,
     edit_distance,
     is_literal,
@@ -247,7 +246,7 @@ def test_references_pass_as_tasks(tmp_path):
     write_pairs(pairs, tmp_path / "again.jsonl")
     assert read_pairs(tmp_path / "again.jsonl") == pairs
     for prompt in ("alpaca", "comment"):
-        asked = all_tasks(pairs, prompt)
+        asked = evaluate.asked(pairs, prompt)
         grades = grade(asked, [Sample(t.task_id, t.reference) for t in asked])
         assert all(one.passed for one in grades), [one for one in grades if not one.passed]
     assert asked[0].prompt.startswith("# Write ") and ALPACA.count("###") == 2

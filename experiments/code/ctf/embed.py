@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 NGRAMS = "ngrams"
 MAX_TOKENS = 2048
 BATCH_TOKENS = 16384
+LOGITS = 1 << 27  # that exist at a time, of the losses
 _WIDTH = 4096
 _TOKEN = re.compile(r"\w+|[^\w\s]{1,2}|\n\s*")
 
@@ -88,14 +89,13 @@ def _by_length(trained: Trained, ids: list[np.ndarray], starts: list[int] | None
     lengths = np.asarray([len(row) for row in ids])
     order = np.argsort(lengths, kind="stable")
     model = dataclasses.replace(trained.model, capacity_factor=0.0)  # a batch's other texts must not matter
-    at = 0
+    at, room = 0, BATCH_TOKENS if starts is None else min(BATCH_TOKENS, LOGITS // model.vocab_size)
     while at < len(order):
-        # A batch's longest decides: as many as stay within BATCH_TOKENS.
         width = max(32, 1 << (int(lengths[order[at]]) - 1).bit_length()) if lengths[order[at]] else 32
-        part = order[at : at + max(1, BATCH_TOKENS // width)]
+        rows = max(1, room // width)
+        part = order[at : at + rows]
         part = part[lengths[part] <= width]
         at += len(part)
-        rows = max(1, BATCH_TOKENS // width)
         tokens = np.zeros((rows, width), np.int32)
         weights = np.zeros((2, rows, width), np.float32)  # of states; of the losses of tokens
         for row, i in enumerate(part):

@@ -99,9 +99,9 @@ class Endpoint:
             try:
                 with _OPENER.open(urllib.request.Request(url, data, headers), timeout=self.timeout_s) as reply:
                     content = reply.read(MAX_ANSWER + 1)
-                if len(content) > MAX_ANSWER:
-                    raise InputError(f"{self.url} answered with more than {MAX_ANSWER} bytes")
-                return json.loads(content)
+                if len(content) <= MAX_ANSWER:
+                    return json.loads(content)
+                problem = f"an answer of more than {MAX_ANSWER} bytes"
             except urllib.error.HTTPError as error:
                 said = error.read(300).decode("utf-8", "replace")
                 problem = f"{error.code} {error.reason}: {' '.join(said.split())}"

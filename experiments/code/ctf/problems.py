@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -156,8 +156,3 @@ def is_literal(text: str) -> bool:
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return False
     return bool(value == value)
-
-
-def all_tasks(pairs: Sequence[Pair], prompt: str) -> list[Task]:
-    """Originals and partners, in turn."""
-    return [task(getattr(pair, side), prompt) for pair in pairs for side in SIDES]

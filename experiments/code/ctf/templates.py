@@ -56,7 +56,7 @@ TEMPLATES = (
         "def f(s):\n    count = 0\n    for c in s:\n        if c in 'aeiou':\n            count += 1\n"
         "    return count * 2\n",
         {"kind": _expr({"c in 'aeiou'": "vowels", "c.isdigit()": "digits", "c.isupper()": "capitals",
-                        "c == ' '": "spaces", "c.islower()": "small letters", "c > 'm'": "after m"}),
+                        "c == ' '": "spaces", "c.islower()": "small letters", "'n' <= c <= 'z'": "in n to z"}),
          "op": Slot("arith", {"*": "times", "+": "plus", "-": "minus"}), "k": _numbers(2, 3, 4, 5)}, WORDS),
     Template(
         "multiples", 1, "Write f(n), which takes a positive integer and returns the {what} of the integers from 1 to n "
