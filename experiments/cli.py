@@ -41,6 +41,7 @@ COMMANDS = {
     "ctf build": ("ctf_build", "pairs of problems that differ in a detail: nearly the same words, another solution"),
     "ctf review": ("ctf_review", "a page for people to judge such pairs on, and what their verdicts leave"),
     "ctf evaluate": ("ctf_evaluate", "pass@1 on both sides of such pairs, and the drop with its interval"),
+    "ctf select": ("ctf_select", "which counterfactual samples to add to training data, hard and far from the rest"),
 }
 
 _TRY = """\

@@ -73,9 +73,9 @@ def run(args: argparse.Namespace) -> int:
             raise InputError(f"{args.tasks} has no problem to start from: {_told(left)}")
         offered: list[tuple[Problem, list[Candidate]]] = [(problem, []) for problem in given[:count]]
     else:
-        offered = _made_here(count, args.part, seed)
+        offered = made_here(count, args.part, seed)
     if asked is not None:
-        shown = build_lib.build(_made_here(24, "training", 1), epsilon=epsilon, **how).pairs
+        shown = build_lib.build(made_here(24, "training", 1), epsilon=epsilon, **how).pairs
         wanted = [problem for problem, _ in offered]
         offered = endpoint.candidates(asked, wanted, whole(args.candidates, "--candidates"), shown, epsilon, seed)
         if not offered:
@@ -91,9 +91,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _made_here(count: int, part: str, seed: int) -> list[tuple[Problem, list[Candidate]]]:
+def made_here(
+    count: int, part: str, seed: int, templates: tuple[perturb.Template, ...] = TEMPLATES
+) -> list[tuple[Problem, list[Candidate]]]:
+    """Seed problems of the templates, and their candidate partners."""
     found = []
-    for template, filling in perturb.seeds(TEMPLATES, count, part, seed):
+    for template, filling in perturb.seeds(templates, count, part, seed):
         partners = [Candidate(perturb.problem(template, other), edit)
                     for other, edit in perturb.neighbours(template, filling, part)]  # fmt: skip
         found.append((perturb.problem(template, filling), partners))

@@ -25,7 +25,7 @@ def parser() -> Parser:
         "ctf evaluate",
         "How much less a model gets right when a detail of the problem changes: pass@1 on both sides of pairs.",
         examples="  stepseer ctf evaluate pairs.jsonl --model out\n"
-        "  stepseer ctf evaluate pairs.jsonl --model out --samples-per-problem 5 --temperature 0.2 --out samples.jsonl\n"
+        "  stepseer ctf evaluate pairs.jsonl --model out --samples-per-problem 5 --temperature 0.2 --out s.jsonl\n"
         "  stepseer ctf evaluate pairs.jsonl --write-tasks tasks.jsonl     prompts for a model elsewhere\n"
         "  stepseer ctf evaluate pairs.jsonl --samples samples.jsonl",
     )
@@ -36,8 +36,8 @@ def parser() -> Parser:
                       "PAIR_ID/partner) with completion, or with solution, on each line")  # fmt: skip
     made.add_argument("--write-tasks", metavar="FILE.jsonl", help="write the tasks there and stop; stepseer code run "
                       "reads them too")  # fmt: skip
-    made.add_argument("--prompt", metavar="FORM", default="alpaca", help="alpaca (instruction and response; default), or "
-                      "comment (the statement as a comment to go on from)")  # fmt: skip
+    made.add_argument("--prompt", metavar="FORM", default="alpaca", help="alpaca (instruction and response; default) "
+                      "or comment (the statement as a comment to go on from)")  # fmt: skip
     made.add_argument("--samples-per-problem", metavar="N", default="1", help="default 1")
     made.add_argument("--temperature", metavar="T", type=float, default=0.0, help="default 0: the likeliest")
     made.add_argument("--tokens", metavar="N", default="512", help="of an answer, at most; default 512")
@@ -116,18 +116,12 @@ def _write(out: Path, samples: Sequence[Sample], grades: Sequence[Grade]) -> Non
 
 
 def _print(groups: dict[str, Report], level: float, out: Path | None) -> None:
-    rows = [
-        [name, str(one.pairs), *(_told(getattr(one, side)) for side in (*SIDES, "drop")), f"{one.above_zero:.2f}",
-         f"{one.both}/{one.only_original}/{one.only_partner}/{one.neither}"] for name, one in groups.items()]  # fmt: skip
-    head = [
-        "",
-        "pairs",
-        "pass@1, originals",
-        "pass@1, partners",
-        "drop",
-        "P(drop > 0)",
-        "both/original/partner/neither",
-    ]
+    rows = []
+    for name, one in groups.items():
+        told = [_told(getattr(one, side)) for side in (*SIDES, "drop")]
+        right = f"{one.both}/{one.only_original}/{one.only_partner}/{one.neither}"
+        rows.append([name, str(one.pairs), *told, f"{one.above_zero:.2f}", right])
+    head = ["", "pairs", "pass@1, originals", "pass@1, partners", "drop", "P(drop > 0)", "both/first/second/none"]
     show.console().print(show.table(f"counterfactual pairs, {level:.0%} intervals", head, rows))
     if out:
         print(f"samples and grades in {out}")

@@ -15,13 +15,13 @@ def parser() -> Parser:
         "ctf review",
         "A page on which people judge pairs (solvable? truly different? as hard?), and the pairs that are left.",
         examples="  stepseer ctf review pairs.jsonl --out review.html\n"
-        "  stepseer ctf review pairs.jsonl --verdicts verdicts-Ada.jsonl --verdicts verdicts-Bob.jsonl --out kept.jsonl",
+        "  stepseer ctf review pairs.jsonl --verdicts Ada.jsonl --verdicts Bob.jsonl --out kept.jsonl",
     )
     made.add_argument("pairs", metavar="PAIRS.jsonl", help="of ctf build")
     made.add_argument("--out", metavar="FILE", required=True, help="the page (.html) or, with --verdicts, the accepted "
                       "pairs (.jsonl)")  # fmt: skip
-    made.add_argument("--verdicts", metavar="FILE.jsonl", action="append", default=[], help="what a reviewer saved from "
-                      "the page; may be repeated: a pair stays if all who judged it accept it")  # fmt: skip
+    made.add_argument("--verdicts", metavar="FILE.jsonl", action="append", default=[], help="what a reviewer saved "
+                      "from the page; may be repeated: a pair stays if all who judged it accept it")  # fmt: skip
     return made
 
 

@@ -84,7 +84,7 @@ def test_review_command(file, tmp_path, capsys):
     assert "6 pairs in" in capsys.readouterr().out
     verdicts = tmp_path / "v.jsonl"
     rows = [{"pair_id": "p3", "reviewer": "Ada", **review.ACCEPTED, "note": "fine"},
-            {"pair_id": "p4", "reviewer": "Ada", "solvable": "yes", "different": "no", "difficulty": "same"}]  # fmt: skip
+            {"pair_id": "p4", "reviewer": "Ada", **review.ACCEPTED, "different": "no"}]  # fmt: skip
     verdicts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["ctf", "review", str(file), "--verdicts", str(verdicts), "--out", str(tmp_path / "kept.jsonl")]
     assert cli.main([*words, "--json"]) == 0

@@ -75,14 +75,29 @@ def response_loss(trained: Trained, prompts: Sequence[str], responses: Sequence[
     return _by_length(trained, ids, [len(a) for a in asked])[1]
 
 
+def last_logits(trained: Trained, texts: Sequence[str], ids: Sequence[int]) -> np.ndarray:
+    """Of what could follow each text, the scores of these token ids, [n, len(ids)]; a long text loses its beginning."""
+    from engine import model as model_lib
+
+    rows = [row[-MAX_TOKENS:] for row in _tokenizer(trained).encode_batch(list(texts))]
+    states = _by_length(trained, rows, None, last=True)[0]
+    head_DV = np.asarray(model_lib.head(model_lib.add_trial_axis(trained.params)))[0]
+    scores = states @ head_DV[:, list(ids)]
+    cap = trained.model.logit_softcap
+    return cap * np.tanh(scores / cap) if cap else scores
+
+
 def _tokenizer(trained: Trained) -> Any:
     if trained.tokenizer is None:
         raise InputError("the model has no tokenizer, so it reads no text; name another")
     return trained.tokenizer
 
 
-def _by_length(trained: Trained, ids: list[np.ndarray], starts: list[int] | None) -> tuple[np.ndarray, np.ndarray]:
-    """Pooled states and losses of all texts; those of about a length together, so that little is padding."""
+def _by_length(
+    trained: Trained, ids: list[np.ndarray], starts: list[int] | None, *, last: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pooled states (or the last token's) and losses of all texts; those of about a length together, as padding is not
+    read."""
     params = trained.params
     states = np.zeros((len(ids), trained.model.d_model), np.float32)
     losses = np.full(len(ids), np.nan)
@@ -100,7 +115,7 @@ def _by_length(trained: Trained, ids: list[np.ndarray], starts: list[int] | None
         weights = np.zeros((2, rows, width), np.float32)  # of states; of the losses of tokens
         for row, i in enumerate(part):
             tokens[row, : lengths[i]] = ids[i]
-            weights[0, row, : lengths[i]] = 1.0
+            weights[0, row, lengths[i] - 1 if last else 0 : lengths[i]] = 1.0
             if starts is not None:
                 weights[1, row, max(starts[i], 1) : lengths[i]] = 1.0
         x, nll = _compiled(model, starts is not None)(params, tokens, weights)
