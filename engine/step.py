@@ -97,13 +97,16 @@ def init_state(model: ModelConfig, method: Method, seeds_G: jax.Array, init_std_
     return State(params, moments, jnp.int32(0), jnp.ones(seeds_G.shape, bool))
 
 
-def train_step(program: Program, state: State, tokens_BT1: jax.Array, hyper_G: Hyper) -> tuple[State, Metrics]:
-    """One optimizer step of every trial on the same batch.
+def train_step(
+    program: Program, state: State, tokens_BT1: jax.Array, hyper_G: Hyper, weights_BT: jax.Array | None = None
+) -> tuple[State, Metrics]:
+    """One optimizer step of every trial on the same batch. weights_BT: of each predicted token in the mean loss; None:
+    all count alike.
 
     A trial past its horizon rests; one whose loss or gradient is not finite freezes, unchanged from then on. Trials
     share no arithmetic, so neither touches its neighbours.
     """
-    grads_G, (loss_G, load_GME) = _gradients(program, state.params, tokens_BT1, hyper_G)
+    grads_G, (loss_G, load_GME) = _gradients(program, state.params, tokens_BT1, hyper_G, _of_mean_one(weights_BT))
     lr_G = optim.learning_rate(program.method.schedule, state.step, hyper_G)
 
     def update(
@@ -130,7 +133,17 @@ def train_step(program: Program, state: State, tokens_BT1: jax.Array, hyper_G: H
     return State(params, moments, state.step + 1, alive_G), Metrics(loss_G, grad_norm_G, lr_G, load_GME)
 
 
-def _gradients(program: Program, params_G: model_lib.Params, tokens_BT1: jax.Array, hyper_G: Hyper) -> Any:
+def _of_mean_one(weights_BT: jax.Array | None) -> jax.Array | None:
+    """Scaled, so that sums over any part of the batch add up to the weighted mean over all of it."""
+    if weights_BT is None:
+        return None
+    total = jnp.sum(weights_BT)
+    return weights_BT * jnp.where(total > 0, weights_BT.size / total, 0.0)
+
+
+def _gradients(
+    program: Program, params_G: model_lib.Params, tokens_BT1: jax.Array, hyper_G: Hyper, weights_BT: jax.Array | None
+) -> Any:
     """Gradients of the batch's mean objective, and (loss_G, load_GME); micro-batch after micro-batch if so asked.
 
     A micro-batch takes every n-th sequence, so that each has its part of a sharded batch on every device.
@@ -138,22 +151,28 @@ def _gradients(program: Program, params_G: model_lib.Params, tokens_BT1: jax.Arr
     gradients = jax.grad(partial(_objective, program), has_aux=True)
     b, micro = tokens_BT1.shape[0], program.compute.micro_batch
     if micro in (0, b):
-        return gradients(params_G, tokens_BT1, hyper_G)
+        return gradients(params_G, tokens_BT1, hyper_G, weights_BT)
     n = b // micro
-    parts = jnp.swapaxes(tokens_BT1.reshape(micro, n, -1), 0, 1)
+    parts = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(micro, n, -1), 0, 1), (tokens_BT1, weights_BT))
 
-    def add(sums: Any, tokens: jax.Array) -> tuple[Any, None]:
-        return jax.tree.map(lambda s, x: s + x / n, sums, gradients(params_G, tokens, hyper_G)), None
+    def of_part(part: Any) -> Any:
+        return gradients(params_G, part[0], hyper_G, part[1])
 
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradients, params_G, parts[0], hyper_G))
+    def add(sums: Any, part: Any) -> tuple[Any, None]:
+        return jax.tree.map(lambda s, x: s + x / n, sums, of_part(part)), None
+
+    shapes = jax.eval_shape(of_part, jax.tree.map(lambda x: x[0], parts))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     return jax.lax.scan(add, zeros, parts)[0]
 
 
 def _objective(
-    program: Program, params_G: model_lib.Params, tokens_BT1: jax.Array, hyper_G: Hyper
+    program: Program, params_G: model_lib.Params, tokens_BT1: jax.Array, hyper_G: Hyper, weights_BT: jax.Array | None
 ) -> tuple[jax.Array, Any]:
-    """What is minimised, summed over trials; and the cross-entropy [G] and the experts' load [G, M, E] in it."""
-    weights_BT = jnp.ones(tokens_BT1[:, 1:].shape)
+    """What is minimised, summed over trials; and the cross-entropy [G] and the experts' load [G, M, E] in it.
+    weights_BT: with mean one over the batch; None: ones."""
+    if weights_BT is None:
+        weights_BT = jnp.ones(tokens_BT1[:, 1:].shape)
     nll_G, z_G, routing = _token_losses(program, params_G, tokens_BT1, weights_BT)
     loss_G = nll_G / weights_BT.size
     total_G = loss_G + hyper_G.z_loss * z_G / weights_BT.size

@@ -39,6 +39,10 @@ COMMANDS = {
     "code tasks": ("code_tasks", "small programming tasks made here, and texts to train on"),
     "code run": ("code_run", "run a model's programs against their tasks' tests, isolated: pass@k"),
     "code law": ("code_law", "are scores a line in bits per character, or in their logarithm?"),
+    "ctf build": ("ctf_build", "pairs of problems that differ in a detail: nearly the same words, another solution"),
+    "ctf review": ("ctf_review", "a page for people to judge such pairs on, and what their verdicts leave"),
+    "ctf evaluate": ("ctf_evaluate", "pass@1 on both sides of such pairs, and the drop with its interval"),
+    "ctf select": ("ctf_select", "which counterfactual samples to add to training data, hard and far from the rest"),
 }
 
 _TRY = """\

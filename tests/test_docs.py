@@ -157,3 +157,20 @@ def test_the_next_trials_are_named_as_the_page_says(tmp_path, monkeypatch, capsy
     assert [non_embedding_params(t.model) for t in made] == rows["params"].tolist()
     train("results1")
     assert main(shlex.split(asked[1].replace("--target eval_loss", ""))[1:]) == 0
+
+
+def test_counterfactual_pairs_as_the_page_says(tmp_path, monkeypatch, capsys):
+    """Its fine-tuning, then its commands, of fewer problems, with the model that was tuned."""
+    from experiments.code import isolation
+
+    if reason := isolation.probe().reason:
+        pytest.skip(f"no isolation: {reason}")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(blocks("ctf.md")[0], "docs/ctf.md", "exec"), {})
+    lines = re.findall(r"```sh\n(.*?)```", (DOCS / "ctf.md").read_text(), re.S)[0].splitlines()
+    assert len(lines) == 5
+    for line in lines:
+        line = line.split("#")[0].replace("--model out", "--model tuned --tokens 8").replace("--count 500", "--count 9")
+        line = line.replace("--out pairs.jsonl", "--count 6 --out pairs.jsonl").replace("--count 200", "--count 3")
+        assert main(shlex.split(line)[1:]) == 0, (line, capsys.readouterr().err)
+    assert len((tmp_path / "instruct.jsonl").read_text().splitlines()) > 5

@@ -92,7 +92,7 @@ def _stopped(text: str, stop: Sequence[str]) -> str:
 def read_tasks(path: str | Path) -> list[Task]:
     """The tasks of a JSONL file, in any of the forms above. Raises InputError naming the line and what is wrong."""
     found: list[Task] = []
-    for number, row in _rows(path):
+    for number, row in rows(path):
         try:
             found += _tasks(row)
         except InputError as error:
@@ -113,7 +113,7 @@ def read_samples(path: str | Path, tasks: Sequence[Task]) -> list[Sample]:
     """The samples of a JSONL file. Raises InputError for one of a task that is not among `tasks`."""
     known = {task.task_id for task in tasks}
     found = []
-    for number, row in _rows(path):
+    for number, row in rows(path):
         text = row.get("completion", row.get("solution"))
         if not isinstance(text, str) or "task_id" not in row:
             raise InputError(f"{path}, line {number}: a sample has task_id, and completion or solution")
@@ -124,7 +124,7 @@ def read_samples(path: str | Path, tasks: Sequence[Task]) -> list[Sample]:
     return found
 
 
-def _rows(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
+def rows(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
     found = []
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):

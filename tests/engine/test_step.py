@@ -8,7 +8,8 @@ import pytest
 
 from engine import config as config_lib
 from engine import model, optim, population, step
-from tests.engine.conftest import as_hyper, random_tokens
+from tests.engine import numpy_reference
+from tests.engine.conftest import as_hyper, random_params, random_tokens
 
 STEPS = 12
 
@@ -107,3 +108,38 @@ def test_schedules_equal_optax(name, fraction, tiny):
     ours = [float(optim.learning_rate(name, jnp.int32(k), hyper)) for k in range(n)]
     np.testing.assert_allclose(ours, [float(expected(k + 1)) for k in range(n)], rtol=2e-5, atol=1e-9)
     assert ours[warmup - 1] == pytest.approx(lr) and ours[-1] == pytest.approx(floor)
+
+
+@pytest.mark.parametrize("micro", [0, 2])
+def test_weighted_loss_is_that_of_the_plain_decoder(tiny, micro):
+    """The loss over tokens of weight one, and a gradient of it, from numpy; in micro-batches of unlike weights too."""
+    config = config_lib.replace(tiny, {"compute.micro_batch": micro, "optim.clip_norm": 1e9})
+    params = random_params(config.model)
+    tokens = random_tokens((4, 9), config.model.vocab_size)
+    weights = np.zeros((4, 8), np.float32)
+    weights[0, 5:], weights[1, 2:4], weights[3, 7] = 1.0, 1.0, 1.0
+
+    def wanted(values):
+        scores = numpy_reference.forward(config.model, values, tokens[:, :-1])[0]
+        lse = np.log(np.exp(scores).sum(axis=-1))
+        nll = lse - np.take_along_axis(scores, tokens[:, 1:, None], axis=-1)[..., 0]
+        return (nll * weights).sum() / weights.sum()
+
+    moments = jax.vmap(lambda p: optim.init_moments(optim.method(config.optim), p), in_axes=(model.trial_axis(params),),
+                       out_axes=step.moments_axis(config.model, optim.method(config.optim)))(
+        model.add_trial_axis(params))  # fmt: skip
+    state = step.State(model.add_trial_axis(params), moments, jnp.int32(0), jnp.ones(1, bool))
+    hyper = as_hyper([config])
+    program = step.program(config)
+    run = jax.jit(step.train_step, static_argnums=0)
+    _, metrics = run(program, state, tokens, hyper, weights)
+    exact = numpy_reference.copy(jax.device_get(params), np.complex128)
+    np.testing.assert_allclose(metrics.loss[0], wanted(exact).real, rtol=2e-5)
+    grads, _ = step._gradients(program, state.params, tokens, hyper, step._of_mean_one(jnp.asarray(weights)))
+    for index in ((0, 0), (3, 100), (15, 256)):
+        exact["head"][index] += 1e-30j
+        np.testing.assert_allclose(grads["head"][0][index], wanted(exact).imag / 1e-30, rtol=1e-3, atol=1e-7)
+        exact["head"][index] -= 1e-30j
+    _, plain = run(program, state, tokens, hyper)
+    _, ones = run(program, state, tokens, hyper, np.ones_like(weights))
+    np.testing.assert_allclose(ones.loss, plain.loss, rtol=1e-6)
