@@ -48,10 +48,10 @@ def moe(config: ModelConfig, x_GBTD: jax.Array, p: dict[str, jax.Array]) -> tupl
     x_GSD = x_GBTD.reshape(x_GBTD.shape[0], -1, x_GBTD.shape[-1])
     gates_GSJ, experts_GSJ, routing = route(config, x_GSD, p["router"], p.get("router_bias"))
     # Rows know nothing of each other where none is dropped: each device sorts its own and gathers the experts.
-    matrices = {name: p[name] for name in ("gate", "up", "down") if name in p}
+    matrices: dict[str, jax.Array] = {name: p[name] for name in ("gate", "up", "down") if name in p}
     tokens, inner = P("trial", BATCH), P("trial", "expert", "fsdp", "tensor")
     specs = {name: P("trial", "expert", "tensor", "fsdp") if name == "down" else inner for name in matrices}
-    routed = partial(_routed, config)
+    routed: Callable[..., jax.Array] = partial(_routed, config)
     if not config.capacity_factor:
         routed = per_device(partial(_gathered, config), (tokens, tokens, tokens, specs), tokens, summed="tensor")
     y = routed(x_GSD, gates_GSJ, experts_GSJ, matrices).reshape(x_GBTD.shape)
