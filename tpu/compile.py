@@ -27,7 +27,7 @@ from tpu import hlo
 from tpu.roofline import Roofline, roofline
 from tpu.topologies import Slice
 
-_NO_TPU = {  # there is no TPU machine to ask, nor a chip that only one process may hold
+NO_TPU = {  # there is no TPU machine to ask, nor a chip that only one process may hold
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -173,7 +173,7 @@ def devices(where: Slice) -> list[Any]:
         raise InputError(f"topology {where.name!r} is of GPUs; compiling ahead of time is for TPU slices")
     if importlib.util.find_spec("libtpu") is None:
         raise InputError("no libtpu here, which compiles for TPUs; install it: pip install 'stepseer[tpu]'")
-    for name, value in _NO_TPU.items():
+    for name, value in NO_TPU.items():
         os.environ.setdefault(name, value)
     from jax.experimental import topologies
 
