@@ -38,6 +38,7 @@ COMMANDS = {
     "tpu compile": ("tpu_compile", "compile a recipe for a TPU slice, with no TPU at hand: does it fit, how fast?"),
     "tpu topologies": ("tpu_topologies", "the TPU slices and GPU nodes that can be named, and their figures"),
     "tpu flags": ("tpu_flags", "compiler flags of a TPU generation or a GPU, each with its reason"),
+    "tpu launch": ("tpu_launch", "manifests and scripts for clusters, from one description"),
     "code tasks": ("code_tasks", "small programming tasks made here, and texts to train on"),
     "code run": ("code_run", "run a model's programs against their tasks' tests, isolated: pass@k"),
     "code law": ("code_law", "are scores a line in bits per character, or in their logarithm?"),
