@@ -51,7 +51,7 @@ def jobset(job: Description) -> dict[str, Any]:
                                     }
                                 ]
                             },
-                            "template": {"spec": _pod(job, job.argv("$(JOB_INDEX)"), _group_environment(job))},
+                            "template": {"spec": _pod(job, _argv(job), _group_environment(job))},
                         }
                     },
                 }
@@ -90,6 +90,12 @@ def raycluster(job: Description) -> dict[str, Any]:
             ],
         },
     }
+
+
+def _argv(job: Description) -> list[str]:
+    """Kubernetes fills in $(NAME), and $$(NAME) is how it is told not to."""
+    mark = "$(JOB_INDEX)"
+    return [mark.join(part.replace("$(", "$$(") for part in word.split(mark)) for word in job.argv(mark)]
 
 
 def _metadata(job: Description) -> dict[str, Any]:

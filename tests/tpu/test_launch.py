@@ -11,12 +11,14 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from engine.errors import InputError
+from experiments import store
 from experiments.cli import COMMANDS, main
 from tpu import description, launch
 
@@ -320,6 +322,32 @@ def test_a_description_may_not_smuggle(tmp_path):
     made, _ = rendered(tmp_path, TRAIN.replace("data.corpus=/results/corpus", "data.corpus=$(touch${IFS}oops)"))
     run_with_stubs(tmp_path, made["queued-resources.sh"], {"gcloud": ""}, {"ARGS": ["run"]})
     assert not (tmp_path / "oops").exists() and "'data.corpus=$(touch${IFS}oops)'" in made["skypilot.yaml"]
+    assert "data.corpus=$$(touch${IFS}oops)" in made["jobset.yaml"]  # as Kubernetes spells $(
+
+
+def test_the_rendered_command_ends_in_a_run_table(tmp_path):
+    """What a pod would run, with its variables, run here."""
+    (tmp_path / "mine.py").write_text(
+        "from engine.config import *\n"
+        "def grid(): return TrainConfig(recipe='r', model=ModelConfig(d_model=16, n_layers=1), batch_size=2, "
+        "data=DataConfig(corpus='synthetic', seq_len=16), optim=OptimConfig(warmup_steps=0), tokens=96, "
+        "eval_sequences=2)\n"
+    )
+    text = SWEEP.replace("h100-16", "h100-8").replace("shards = 4", "").replace("WANDB_API_KEY", "A_SECRET")
+    text = text.replace("sweep run tiny", f"sweep run {tmp_path / 'mine.py'}").replace("/results", str(tmp_path))
+    jobset = yaml.safe_load(rendered(tmp_path, text)[0]["jobset.yaml"])
+    (container,) = pod(jobset)["containers"]
+    assert container["command"][0] == "stepseer"
+    variables = {e["name"]: e["value"] for e in container["env"] if "value" in e}
+    run = subprocess.run(
+        [sys.executable, "-m", "experiments", *container["command"][1:]],
+        env=os.environ | variables | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    rows = store.existing(str(tmp_path / "widths")).read()
+    assert list(rows["status"]) == ["ok"]
 
 
 def test_the_page_is_true(tmp_path, capsys):
