@@ -57,6 +57,23 @@ def search(
     return sorted(reports, key=lambda r: r.roofline.step_s if r.roofline else math.inf)
 
 
+def largest(
+    trials: Sequence[TrainConfig],
+    where: Slice,
+    *,
+    on_report: Callable[[int, int, Report], None] = lambda i, n, report: None,
+) -> Report:
+    """All trials as one program, or half of them, a quarter and so on: the first that fits; else the single trial."""
+    n = len(trials)
+    sizes_tried = [max(1, n >> k) for k in range(n.bit_length())]
+    for i, size in enumerate(sizes_tried, 1):
+        report = compile_lib.compile_step(trials[:size], where)
+        on_report(i, len(sizes_tried), report)
+        if report.fits:
+            break
+    return report
+
+
 def guesses(trials: Sequence[TrainConfig], where: Slice) -> list[Guess]:
     """Every layout that divides the model and the batch and is not hopeless, guessed fastest first."""
     base, n = trials[0], len(trials)

@@ -38,6 +38,7 @@ def parser() -> Parser:
         "--set", metavar="FIELD=VALUE", action="append", default=[], help="change a config field; may be repeated"
     )
     made.add_argument("--trials", metavar="N", help="the grid's first N trials only")
+    made.add_argument("--largest", action="store_true", help="all trials at a time, or half, a quarter...: which fits?")
     made.add_argument("--search", action="store_true", help="try meshes, remat and micro-batches; rank those that fit")
     made.add_argument("--most", metavar="N", default="8", help="layouts that --search compiles at most (default: 8)")
     return made
@@ -45,6 +46,8 @@ def parser() -> Parser:
 
 def run(args: argparse.Namespace) -> int:
     where = topologies.find(args.topology)
+    if args.search and args.largest:
+        raise InputError("--search and --largest are two questions; ask one")
     trials = _trials(args)
     from tpu import compile as compile_lib
     from tpu import search
@@ -56,11 +59,19 @@ def run(args: argparse.Namespace) -> int:
         else:
             _print_layouts(args.recipe, reports)
         return 0
-    report = compile_lib.compile_step(trials, where)
+    if args.largest:
+        report = search.largest(trials, where, on_report=_progress(quiet=args.json))
+    else:
+        report = compile_lib.compile_step(trials, where)
     if args.json:
         print(show.as_json(as_dict(report)))
     else:
         _print(args.recipe, report)
+    if args.largest and report.fits and not args.json:
+        n = report.n_trials
+        print(
+            f"{n} of {show.plural(len(trials), 'trial')} at a time: stepseer sweep run {args.recipe} --max-trials {n}"
+        )
     return 0
 
 
@@ -114,7 +125,9 @@ def as_dict(report: Report) -> dict[str, Any]:
 def _progress(*, quiet: bool) -> Any:
     def show_one(i: int, n: int, report: Report) -> None:
         if not quiet:
-            print(f"{i}/{n}: {_layout(report)}: {'fits' if report.fits else 'does not fit'}", file=sys.stderr)
+            trials = f"{report.n_trials} trials, " if report.n_trials > 1 else ""
+            fits = "fits" if report.fits else "does not fit"
+            print(f"{i}/{n}: {trials}{_layout(report)}: {fits}", file=sys.stderr)
 
     return show_one
 

@@ -29,6 +29,7 @@ DENSE = TrainConfig(
 RECIPE = f"""
 from engine.config import *
 def one(): return {DENSE!r}
+def many(): return [replace(one(), {{"optim.lr": 1e-3 + 1e-4 * i}}) for i in range(12)]
 def big(): return replace(one(), {{"batch_size": 65536, "tokens": 65536 * 256 * 200, "compute.remat": "none"}})
 """
 
@@ -107,6 +108,25 @@ def test_the_search_ranks_what_fits(tmp_path, monkeypatch, capsys):
     shown = capsys.readouterr()
     assert "3/3: " in shown.err and "2/3: " in shown.err
     assert f"the first: --set mesh.trial=1 --set mesh.data={found[0].config.mesh.data}" in shown.out
+
+
+def test_the_largest_population_that_fits_is_found_by_halves(tmp_path, monkeypatch, capsys):
+    tried = []
+
+    def compile_step(trials, where):
+        tried.append(len(trials))
+        fits = len(trials) <= 3
+        memory = compile_lib.Memory(1, 2, 3, 4, 10, None if fits else 9)
+        line = Roofline(0.1, 0.0, 0.0, 1e12) if fits else None
+        return compile_lib.Report(trials[0], len(trials), where, 16, fits, memory, [], {}, line, 0.0, 0.0, "less")
+
+    monkeypatch.setattr(compile_lib, "compile_step", compile_step)
+    (tmp_path / "mine.py").write_text(RECIPE)
+    recipe = f"{tmp_path / 'mine.py'}:many"
+    assert main(["tpu", "compile", recipe, "--topology", "v5e-4", "--largest"]) == 0
+    assert tried == [12, 6, 3]
+    assert "3 of 12 trials at a time" in capsys.readouterr().out
+    assert main(["tpu", "compile", recipe, "--topology", "v5e-4", "--largest", "--search"]) == 2
 
 
 @with_libtpu
