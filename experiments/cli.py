@@ -92,7 +92,7 @@ def _dispatch(words: list[str]) -> int:
         hint = nearest(" ".join(words[:2]), family) or f"; {words[0]} knows: {known}"
         raise InputError(f"no command {' '.join(words[:2])!r}{hint}")
     if family:
-        print("usage:\n" + "\n".join(f"  stepseer {name:14}{COMMANDS[name][1]}" for name in family))
+        print("usage:\n" + "\n".join(f"  stepseer {name:16}{COMMANDS[name][1]}" for name in family))
         return 0
     tops = list(dict.fromkeys(name.split()[0] for name in COMMANDS))
     raise InputError(f"no command {words[0]!r}{nearest(words[0], tops) or '; commands: ' + ', '.join(tops)}")
@@ -100,7 +100,7 @@ def _dispatch(words: list[str]) -> int:
 
 def _overview() -> str:
     lines = ["stepseer: what will happen at the scale you can't afford to search, and how sure can you be?", ""]
-    lines += [f"  stepseer {name:14}{about}" for name, (_, about) in COMMANDS.items()]
+    lines += [f"  stepseer {name:16}{about}" for name, (_, about) in COMMANDS.items()]
     return "\n".join(
         [*lines, "", "Add --help to a command for its options, --json for output to read by machine.", "", _TRY]
     )

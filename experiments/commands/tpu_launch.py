@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from importlib import import_module
 from pathlib import Path
 
-from experiments import cli, show
+from engine import config as config_lib
+from engine.errors import InputError as EngineInputError
+from experiments import cli, recipes, show
 from experiments.errors import InputError
-from experiments.options import Parser
+from experiments.options import Parser, settings
 from tpu import description, launch
 from tpu.description import Description
 
@@ -50,15 +53,23 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_command(job: Description) -> None:
-    """Raises InputError where the job's command is not one that this stepseer takes, or its recipe is not known."""
-    from importlib import import_module
+    """Raises InputError where this stepseer does not take the job's command, or has no such recipe or field.
 
+    A recipe in a file is the container's: it is not looked at.
+    """
     words = job.argv("0")[1:]
     length = 2 if words[0] == "sweep" else 1
     module = import_module(f"experiments.commands.{cli.COMMANDS[' '.join(words[:length])][0]}")
     try:
-        module.parser().parse(words[length:])
-    except InputError as error:
+        args = module.parser().parse(words[length:])
+        name = args.recipe if words[0] == "train" else args.grid
+        if ".py" in name or "/" in name:
+            return
+        if words[0] == "train":
+            config_lib.replace(recipes.load_one(name), settings(args.set))
+        else:
+            recipes.load(name)
+    except (InputError, EngineInputError) as error:
         raise InputError(f"the job's command, stepseer {' '.join(words)}: {error}") from None
 
 

@@ -130,8 +130,15 @@ def test_the_largest_population_that_fits_is_found_by_halves(tmp_path, monkeypat
 
 
 @with_libtpu
-def test_the_command_says_it_in_words_and_in_json(tmp_path, capsys):
+def test_the_command_says_it_in_words_and_in_json(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.py").write_text(RECIPE)
+    real, made = compile_lib.compile_step, []  # compiled once
+
+    def compile_step(trials, where):
+        made.append(made[0] if made else real(trials, where))
+        return made[0]
+
+    monkeypatch.setattr(compile_lib, "compile_step", compile_step)
     words = ["tpu", "compile", f"{tmp_path / 'mine.py'}:one", "--topology", "v5e-4", "--set", "batch_size=8"]
     assert main(words) == 0
     shown = " ".join(capsys.readouterr().out.split())

@@ -298,10 +298,20 @@ def test_bad_descriptions_are_one_line(tmp_path, capsys, old, new, said):
     assert said in shown and shown.count("\n") == 1
 
 
-def test_the_command_is_checked_as_the_real_one(tmp_path, capsys):
-    (tmp_path / "job.toml").write_text(TRAIN.replace("--set data", "--sett data"))
+@pytest.mark.parametrize(
+    "old, new, said",
+    [
+        ("--set data", "--sett data", "did you mean --set"),
+        ("steplaw_1b --", "steplaw_1bb --", "did you mean steplaw_1b"),
+        ("data.corpus", "data.corpse", "did you mean data.corpus"),
+        ("train steplaw_1b --set", "train tiny --set", "is a grid of 12 trials"),
+    ],
+)
+def test_the_command_is_checked_as_the_real_one(tmp_path, capsys, old, new, said):
+    assert old in TRAIN
+    (tmp_path / "job.toml").write_text(TRAIN.replace(old, new))
     assert main(["tpu", "launch", str(tmp_path / "job.toml"), "--dry-run"]) == 2
-    assert "did you mean --set" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
 
 
 def test_files_are_written_or_printed(tmp_path, capsys):
