@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from engine.errors import require
 
@@ -12,6 +14,13 @@ POSITIONS = ("rope", "alibi", "sqrt_alibi")
 MOE_MATMULS = ("auto", "ragged", "blocks")
 REMAT_NAMES = ("qkv", "attention", "projection", "ffn")  # what a block's activations are called, in order
 DERIVED = ("head_dim", "n_kv_heads", "d_ff", "d_expert", "normalized_gates")  # None: made from the other fields
+
+
+def floats(config: Any) -> None:
+    """Whole numbers in a dataclass's float fields (tokens=1_000_000) become floats: equal configs, equal JSON."""
+    for one in dataclasses.fields(config):
+        if one.type == "float" and type(getattr(config, one.name)) is int:
+            object.__setattr__(config, one.name, float(getattr(config, one.name)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +53,7 @@ class ModelConfig:
     moe_matmul: str = "auto"  # of dropless experts: ragged (jax.lax.ragged_dot), blocks; auto: blocks on a CPU
 
     def __post_init__(self) -> None:
+        floats(self)
         for name in ("vocab_size", "d_model", "n_layers", "n_heads", "n_experts", "top_k"):
             require(getattr(self, name) >= 1, f"model.{name} is {getattr(self, name)}; it must be at least 1")
         for name, known in (("activation", ACTIVATIONS), ("positions", POSITIONS), ("moe_matmul", MOE_MATMULS)):

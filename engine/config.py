@@ -16,7 +16,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine.architecture import DERIVED, REMAT_NAMES, ModelConfig
+from engine.architecture import DERIVED, REMAT_NAMES, ModelConfig, floats
 from engine.errors import InputError, require
 from engine.optim import OPTIMIZERS, PARAMETRIZATIONS, SCHEDULES
 
@@ -84,6 +84,7 @@ class OptimConfig:
     base_width: float = 256.0  # mup: the d_model at which it is the standard parametrization
 
     def __post_init__(self) -> None:
+        floats(self)
         for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("parametrization", PARAMETRIZATIONS)):
             value = getattr(self, name)
             require(value in known, f"optim.{name} is {value!r}; known: {', '.join(known)}")
@@ -208,6 +209,7 @@ class TrainConfig:
     eval_sequences: int = 64  # held-out sequences scored at the end
 
     def __post_init__(self) -> None:
+        floats(self)
         require(self.batch_size >= 1, f"batch_size is {self.batch_size}; it must be at least 1 sequence")
         require(
             math.isfinite(self.tokens) and self.tokens > 0,

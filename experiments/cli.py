@@ -36,6 +36,10 @@ COMMANDS = {
     "sweep status": ("sweep_status", "how far a grid is"),
     "sweep reproduce": ("sweep_reproduce", "train a row again, and compare"),
     "sweep table": ("sweep_table", "the rows so far, on the terminal or as CSV or Parquet"),
+    "tpu compile": ("tpu_compile", "compile a recipe for a TPU slice, with no TPU at hand: does it fit, how fast?"),
+    "tpu topologies": ("tpu_topologies", "the TPU slices and GPU nodes that can be named, and their figures"),
+    "tpu flags": ("tpu_flags", "compiler flags of a TPU generation or a GPU, each with its reason"),
+    "tpu launch": ("tpu_launch", "manifests and scripts for clusters, from one description"),
     "code tasks": ("code_tasks", "small programming tasks made here, and texts to train on"),
     "code run": ("code_run", "run a model's programs against their tasks' tests, isolated: pass@k"),
     "code law": ("code_law", "are scores a line in bits per character, or in their logarithm?"),
@@ -93,7 +97,7 @@ def _dispatch(words: list[str]) -> int:
         hint = nearest(" ".join(words[:2]), family) or f"; {words[0]} knows: {known}"
         raise InputError(f"no command {' '.join(words[:2])!r}{hint}")
     if family:
-        print("usage:\n" + "\n".join(f"  stepseer {name:14}{COMMANDS[name][1]}" for name in family))
+        print("usage:\n" + "\n".join(f"  stepseer {name:16}{COMMANDS[name][1]}" for name in family))
         return 0
     tops = list(dict.fromkeys(name.split()[0] for name in COMMANDS))
     raise InputError(f"no command {words[0]!r}{nearest(words[0], tops) or '; commands: ' + ', '.join(tops)}")
@@ -101,7 +105,7 @@ def _dispatch(words: list[str]) -> int:
 
 def _overview() -> str:
     lines = ["stepseer: what will happen at the scale you can't afford to search, and how sure can you be?", ""]
-    lines += [f"  stepseer {name:14}{about}" for name, (_, about) in COMMANDS.items()]
+    lines += [f"  stepseer {name:16}{about}" for name, (_, about) in COMMANDS.items()]
     return "\n".join(
         [*lines, "", "Add --help to a command for its options, --json for output to read by machine.", "", _TRY]
     )

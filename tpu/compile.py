@@ -27,6 +27,13 @@ from tpu import hlo
 from tpu.roofline import Roofline, roofline
 from tpu.topologies import Slice
 
+NO_TPU = {  # there is no TPU machine to ask, nor a chip that only one process may hold
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 _AMOUNT = r"([\d.]+)([KMGT]?)"
 _TOO_MUCH = (  # what the compiler says of a program that doesn't fit
     re.compile(rf"temporaries \({_AMOUNT}\) exceeds available HBM \({_AMOUNT}\)"),
@@ -63,6 +70,15 @@ class Report:
     compile_s: float
     advice: str  # the setting to change where it doesn't fit
 
+    @property
+    def messages(self) -> dict[str, tuple[int, int]]:
+        """By kind of collective: how many a step runs, and the bytes that they move, of a chip."""
+        found = {kind: (0, 0) for kind in hlo.KINDS}
+        for c in self.collectives:
+            n, size = found[c.kind]
+            found[c.kind] = n + c.times, size + c.times * c.bytes * self.where.chip.devices
+        return {kind: both for kind, both in found.items() if both[0]}
+
 
 def compile_step(trials: Sequence[TrainConfig], where: Slice) -> Report:
     """The step of one model, or of trials that differ in numbers only, compiled for `where`.
@@ -94,7 +110,8 @@ def compile_step(trials: Sequence[TrainConfig], where: Slice) -> Report:
         d * _bytes_of(part) for d, part in ((where.chip.devices, state.params), (where.chip.devices, state.moments))
     ]
     divided = math.prod(size for axis, size in mesh.shape.items() if axis != "tensor")
-    activations = where.chip.devices * _activations(program, config, shapes.params) // divided
+    activations = activation_bytes(config, config.compute.micro_batch or config.batch_size, n)
+    activations = where.chip.devices * activations // divided
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -156,7 +173,8 @@ def devices(where: Slice) -> list[Any]:
         raise InputError(f"topology {where.name!r} is of GPUs; compiling ahead of time is for TPU slices")
     if importlib.util.find_spec("libtpu") is None:
         raise InputError("no libtpu here, which compiles for TPUs; install it: pip install 'stepseer[tpu]'")
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU machine to ask
+    for name, value in NO_TPU.items():
+        os.environ.setdefault(name, value)
     from jax.experimental import topologies
 
     options = {"chip_config_name": "megacore"} if where.chip.name == "v4" else {}  # else two devices a chip
@@ -204,10 +222,13 @@ def _bytes_of(tree: Any) -> int:
     return sum(math.prod(shape) * dtype.itemsize for shape, dtype in parts)
 
 
-def _activations(program: step.Program, config: TrainConfig, params: Any) -> int:
+def activation_bytes(config: TrainConfig, n_sequences: int, n_trials: int = 1) -> int:
     """Bytes of what a gradient's forward pass keeps, all devices together: its residuals but for the weights."""
-    n = config.compute.micro_batch or config.batch_size
-    tokens = jax.ShapeDtypeStruct((n, config.data.seq_len + 1), np.int32)
+    program = step.program(config, "tpu")
+    tokens = jax.ShapeDtypeStruct((n_sequences, config.data.seq_len + 1), np.int32)
+    seeds, stds = np.zeros(n_trials, np.uint32), np.ones(n_trials, np.float32)
+    hyper = population.stack_hypers([config] * n_trials)
+    params = jax.eval_shape(partial(step.init_state, config.model, program.method), seeds, stds, hyper).params
 
     def residuals(params: Any, tokens: jax.Array) -> Any:
         def total(params: Any) -> jax.Array:

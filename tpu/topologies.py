@@ -143,7 +143,11 @@ def find(name: str) -> Slice:
         if int(size) > 8 and int(size) % 8:
             raise InputError(f"topology {name!r}: {size} GPUs are no whole nodes of 8; use a multiple of 8")
         return Slice(name, GPUS[kind], int(size), "")
-    near = difflib.get_close_matches(name, [*tpu_names(), *(f"{g}-8" for g in GPUS)], n=1, cutoff=0.6)
+    if kind in TPUS and size.isdigit() and int(size) > 0:
+        sizes = [one for one in tpu_names() if one.startswith(f"{kind}-")]
+        near = [min(sizes, key=lambda one: abs(math.log(int(one.partition("-")[2]) / int(size))))]
+    else:
+        near = difflib.get_close_matches(name, [*tpu_names(), *(f"{g}-8" for g in GPUS)], n=1, cutoff=0.6)
     kinds = ", ".join([*TPUS, *GPUS])
     hint = f"did you mean {near[0]}?" if near else f"name one of {kinds} and its size, such as v5e-256 or h100-8"
     raise InputError(f"no topology {name!r}; {hint}")

@@ -1,7 +1,7 @@
-"""64 trials in one program: Step Law's smallest shape (N 215M), 8 learning rates by 8 budgets; for pods.
+"""64 trials in one program: Step Law's smallest shape (N 215M), 8 learning rates by 8 weight decays; for pods.
 
-All trials read the same batches, so that a slice of 64 chips trains each on a chip of its own, without a message.
-Rotary positions, as in `steplaw_1b`.
+All trials read the same batches, so that a slice of 64 chips trains each on a chip of its own, without a message:
+`stepseer sweep run population_64 --max-trials 64 --out DIR`. Rotary positions, as in `steplaw_1b`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from engine import sizes
 from engine.config import ComputeConfig, DataConfig, OptimConfig, TrainConfig
 from experiments.grid import axis, ladder, prod, trials
 
-BUDGETS = [5e8 * 2.0 ** (k / 2) for k in range(8)]  # 0.5B to 5.7B
+RATES = ladder(2.0**-11, 2.0**-7.5, 2**0.5)
+DECAYS = ladder(0.0125, 1.6, 2.0)
 
 
 def grid() -> list[TrainConfig]:
@@ -23,7 +24,7 @@ def grid() -> list[TrainConfig]:
         data=DataConfig(tokenizer="bpe-65536", seq_len=2048),
         compute=ComputeConfig(remat="full", micro_batch=8),
         batch_size=64,
-        tokens=BUDGETS[0],
+        tokens=5e9,
         dtype="bfloat16",
     )
-    return trials(base, prod(axis("optim.lr", ladder(2.0**-11, 2.0**-7.5, 2**0.5)), axis("tokens", BUDGETS)))
+    return trials(base, prod(axis("optim.lr", RATES), axis("optim.weight_decay", DECAYS)))

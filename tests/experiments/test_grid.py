@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import InputError as EngineInputError
-from engine.config import TrainConfig
+from engine.config import OptimConfig, TrainConfig
 from experiments.errors import InputError
 from experiments.grid import axis, chain, ladder, prod, trials, unique, where, zip_
 
@@ -99,3 +99,9 @@ def test_unique_keeps_the_first_of_equals():
     base = TrainConfig()
     made = trials(base, axis("optim.lr", [1e-3, 2e-3, "1e-3", 2e-3]))
     assert [t.optim.lr for t in unique(made)] == [1e-3, 2e-3]
+
+
+def test_whole_numbers_are_the_same_run_as_floats():
+    whole = TrainConfig(tokens=1_000_000, optim=OptimConfig(weight_decay=1, lr=1))
+    assert whole == TrainConfig(tokens=1e6, optim=OptimConfig(weight_decay=1.0, lr=1.0))
+    assert whole.run_id == TrainConfig(tokens=1e6, optim=OptimConfig(weight_decay=1.0, lr=1.0)).run_id
