@@ -37,6 +37,7 @@ COMMANDS = {
     "sweep table": ("sweep_table", "the rows so far, on the terminal or as CSV or Parquet"),
     "bpc": ("bpc", "bits per character of a model on code, by language"),
     "corpus build": ("corpus_build", "code by language, licence and date, without near-duplicates of training data"),
+    "anneal": ("anneal", "teach pretrained models how benchmarks ask, in a short run, all alike"),
     "code tasks": ("code_tasks", "small programming tasks made here, and texts to train on"),
     "code run": ("code_run", "run a model's programs against their tasks' tests, isolated: pass@k"),
     "code law": ("code_law", "are scores a line in bits per character, or in their logarithm?"),

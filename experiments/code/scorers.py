@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 from engine import tokenize, trained
 from engine.score import token_nll
 from engine.tokenize import Tokenizer
+from engine.trained import Trained
 from experiments.errors import InputError
 
 BACKENDS = ("auto", "engine", "transformers")
@@ -42,29 +43,29 @@ def load(folder: str | Path, run_id: str | None = None, backend: str = "auto") -
     if backend == "transformers":
         return _by_transformers(folder, None)
     try:
-        return _by_engine(folder, run_id)
+        return of(trained.load(folder, run_id), _says(folder))
     except ValueError as error:
         if backend == "engine" or not foreign or run_id is not None:
             raise
         return _by_transformers(folder, error)
 
 
-def _by_engine(folder: Path, run_id: str | None) -> Scorer:
-    model = trained.load(folder, run_id)
+def of(model: Trained, says: Mapping[str, Any] | None = None) -> Scorer:
+    """A model in memory. says: the config.json that it came with."""
     if model.tokenizer is None:
-        raise InputError(f"{folder} has no tokenizer that we read, so there is no text whose characters it could score")
-    tokenizer = _plain(model.tokenizer)
+        raise InputError(
+            "this model has no tokenizer that we read, so there is no text whose characters it could score"
+        )
+    tokenizer, says = _plain(model.tokenizer), says or {}
     around = [int(i) for i in tokenizer.encode("")]
-    says = _says(folder)
     bos = says.get("bos_token_id")
     first = around or [bos if isinstance(bos, int) else tokenizer.separator]
-    context = says.get("max_position_embeddings") if model.config is None else model.config.data.seq_len
     return Scorer(
         "engine",
         tuple(first),
         lambda texts: [ids[len(around) :].astype(np.int32) for ids in tokenizer.encode_batch(texts)],
         lambda tokens: token_nll(model.model, model.params, tokens),
-        context,
+        says.get("max_position_embeddings") if model.config is None else model.config.data.seq_len,
     )
 
 
