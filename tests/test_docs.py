@@ -1,5 +1,6 @@
 """The pages in docs/ run: their Python blocks, in order, as a reader would."""
 
+import importlib
 import re
 import shlex
 import sys
@@ -13,7 +14,7 @@ import pytest
 import laws
 from engine.sizes import non_embedding_params
 from experiments import recipes
-from experiments.cli import main
+from experiments.cli import COMMANDS, main
 from laws import forms
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -157,3 +158,13 @@ def test_the_next_trials_are_named_as_the_page_says(tmp_path, monkeypatch, capsy
     assert [non_embedding_params(t.model) for t in made] == rows["params"].tolist()
     train("results1")
     assert main(shlex.split(asked[1].replace("--target eval_loss", ""))[1:]) == 0
+
+
+def test_the_commands_about_code_are_ones_that_there_are():
+    lines = re.findall(r"^(?:\n*)stepseer (.*)$", (DOCS / "code.md").read_text(), re.M)
+    assert len(lines) >= 9
+    for line in lines:
+        words = shlex.split(line.split("   ")[0])
+        name = next(" ".join(words[:n]) for n in (2, 1) if " ".join(words[:n]) in COMMANDS)
+        module = importlib.import_module(f"experiments.commands.{COMMANDS[name][0]}")
+        module.parser().parse(words[len(name.split()) :])

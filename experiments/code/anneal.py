@@ -204,7 +204,7 @@ def _corpus(mixed: Mixture, tokenizer: Tokenizer, seq_len: int) -> data.Corpus:
 
 @dataclass(frozen=True)
 class Answers:
-    """Of one form: tasks asked, how many answers had the form, how many were right."""
+    """Of one form: tasks asked, how many answers had the form, how many of these were right."""
 
     asked: int
     complied: int

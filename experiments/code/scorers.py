@@ -43,29 +43,29 @@ def load(folder: str | Path, run_id: str | None = None, backend: str = "auto") -
     if backend == "transformers":
         return _by_transformers(folder, None)
     try:
-        return of(trained.load(folder, run_id), _says(folder))
+        return of(trained.load(folder, run_id), says(folder))
     except ValueError as error:
         if backend == "engine" or not foreign or run_id is not None:
             raise
         return _by_transformers(folder, error)
 
 
-def of(model: Trained, says: Mapping[str, Any] | None = None) -> Scorer:
-    """A model in memory. says: the config.json that it came with."""
+def of(model: Trained, config_json: Mapping[str, Any] | None = None) -> Scorer:
+    """A model in memory. config_json: what `says` of the folder that it came from."""
     if model.tokenizer is None:
         raise InputError(
             "this model has no tokenizer that we read, so there is no text whose characters it could score"
         )
-    tokenizer, says = _plain(model.tokenizer), says or {}
+    tokenizer, said = _plain(model.tokenizer), config_json or {}
     around = [int(i) for i in tokenizer.encode("")]
-    bos = says.get("bos_token_id")
+    bos = said.get("bos_token_id")
     first = around or [bos if isinstance(bos, int) else tokenizer.separator]
     return Scorer(
         "engine",
         tuple(first),
         lambda texts: [ids[len(around) :].astype(np.int32) for ids in tokenizer.encode_batch(texts)],
         lambda tokens: token_nll(model.model, model.params, tokens),
-        says.get("max_position_embeddings") if model.config is None else model.config.data.seq_len,
+        said.get("max_position_embeddings") if model.config is None else model.config.data.seq_len,
     )
 
 
@@ -113,7 +113,7 @@ def _by_transformers(folder: Path, refused: Exception | None) -> Scorer:
     return Scorer("transformers", tuple(first), encode, nll, context)
 
 
-def _says(folder: Path) -> dict[str, Any]:
+def says(folder: Path) -> dict[str, Any]:
     """config.json of a Hugging Face folder; empty for a checkpoint."""
     with contextlib.suppress(OSError, ValueError):
         return json.loads((folder / "config.json").read_text(encoding="utf-8"))

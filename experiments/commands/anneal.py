@@ -85,29 +85,31 @@ def _names(models: list[str]) -> dict[str, str]:
 def _one(
     folder: str, name: str, out: Path, mixed: Any, budget: Any, asked: list[Any], heldout: list[Any]
 ) -> dict[str, Any]:
-    import engine
-    from engine.trained import MODEL
-    from experiments.code import anneal
-
-    model = engine.load(folder)
-    before = _measured(model, asked, heldout)
-    (made,) = anneal.anneal([model], mixed, budget, folder=out / MODEL)
-    return {"model": name, "out": str(out), "before": before, "after": _measured(made, asked, heldout)}
-
-
-def _measured(model: Any, asked: list[Any], heldout: list[Any]) -> dict[str, Any]:
     import dataclasses
 
-    from experiments.code import anneal, bpc, scorers
+    import engine
+    from engine.trained import MODEL
+    from experiments.code import anneal, scorers
     from experiments.commands.bpc import sizes
 
-    answers = anneal.examine({"model": model}, asked)["model"]
-    found: dict[str, Any] = {"bpc": None, "answers": {form: dataclasses.asdict(one) for form, one in answers.items()}}
-    if heldout:
-        scorer = scorers.of(model)
-        window, stride = sizes(scorer.context)
-        found["bpc"] = bpc.rate(bpc.measure(scorer, heldout, window=window, stride=stride)).bpc
-    return found
+    model = engine.load(folder)
+    said = scorers.says(Path(folder))
+    window, stride = sizes(scorers.of(model, said).context)
+
+    def measured(one: Any) -> dict[str, Any]:
+        answers = anneal.examine({"model": one}, asked)["model"]
+        found: dict[str, Any] = {form: dataclasses.asdict(n) for form, n in answers.items()}
+        return {"bpc": _bpc(scorers.of(one, said), heldout, window, stride), "answers": found}
+
+    before = measured(model)
+    (made,) = anneal.anneal([model], mixed, budget, folder=out / MODEL)
+    return {"model": name, "out": str(out), "before": before, "after": measured(made)}
+
+
+def _bpc(scorer: Any, heldout: list[Any], window: int, stride: int) -> float | None:
+    from experiments.code import bpc
+
+    return bpc.rate(bpc.measure(scorer, heldout, window=window, stride=stride)).bpc if heldout else None
 
 
 def _print(rows: list[dict[str, Any]], mixed: Any, out: Path, measured: bool) -> None:
