@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from engine.corpora import sources
-from experiments.code import corpus
+from experiments.code import corpus, provenance
 from experiments.code.provenance import Dates, licence_of, permitted
 from experiments.errors import InputError
+from experiments.options import nearest
 
 PERMUTATIONS, WORDS = 128, 5
 TRAINING, TAKEN = "training data", "a file taken"
@@ -167,12 +168,11 @@ def _check(out: Path, roots: Sequence[Path], wanted: Wanted) -> None:
             raise InputError(f"no folder {root}; name folders of source files or checkouts")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not empty; name another folder")
-    known = [name for name in sources.LANGUAGES]
+    known = list(sources.LANGUAGES)
     for language in wanted.languages:
         if language not in known:
-            from experiments.options import nearest
-
             raise InputError(f"language is {language!r}{nearest(language, known) or '; one of: ' + ', '.join(known)}")
+    provenance.check(wanted.licences)
     for name in ("after", "before"):
         date = getattr(wanted, name)
         try:

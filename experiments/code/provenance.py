@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 from experiments.errors import InputError
+from experiments.options import nearest
 
 PERMISSIVE = ("0BSD", "Apache-2.0", "BSD", "BSL-1.0", "CC0-1.0", "ISC", "MIT", "PSF-2.0", "Unlicense", "Zlib")
 UNKNOWN = "unknown"
@@ -25,12 +26,12 @@ _PHRASES = (
     ("BSL-1.0", r"BOOST SOFTWARE LICENSE"),
     ("Unlicense", r"UNLICENSE\.ORG|RELEASED INTO THE PUBLIC DOMAIN"),
     ("CC0-1.0", r"CC0 1\.0"),
-    ("BSD", r"REDISTRIBUTION AND USE IN SOURCE AND BINARY FORMS|BSD-STYLE LICENSE"),
-    ("ISC", r"PERMISSION TO USE, COPY, MODIFY, AND/OR DISTRIBUTE"),
+    ("BSD", r"REDISTRIBUTION AND USE IN SOURCE AND BINARY FORMS|BSD STYLE LICENSE"),
+    ("ISC", r"PERMISSION TO USE, COPY, MODIFY, AND OR DISTRIBUTE"),
     ("Zlib", r"ALTERED SOURCE VERSIONS MUST BE PLAINLY MARKED"),
     ("MIT", r"PERMISSION IS HEREBY GRANTED, FREE OF CHARGE|MIT LICENSE"),
 )
-_SPDX = re.compile(r"SPDX-License-Identifier:\s*([^\s*/]+)")
+_SPDX = re.compile(r"SPDX-License-Identifier:\s*\(?([A-Za-z0-9][\w.+-]+)")
 _NAMES = ("LICENSE", "LICENCE", "COPYING", "COPYRIGHT", "LICENSE.txt", "LICENSE.md", "COPYING.txt", "LICENSE.rst")
 _HEADER = 3000  # characters of a file in which it says its licence
 
@@ -44,12 +45,20 @@ def licence_of(root: Path, path: str, text: str) -> str:
     return _read(header) or _of_folder(root, (root / path).parent)
 
 
+def check(wanted: str) -> None:
+    """Raises InputError for a wish that `permitted` does not know."""
+    known = sorted({*PERMISSIVE, *(name for name, _ in _PHRASES), UNKNOWN, "any", "permissive"})
+    for name in wanted.split(","):
+        if not any(name == one or name.startswith(one + "-") for one in known):
+            raise InputError(f"licence is {name!r}{nearest(name, known) or '; known: ' + ', '.join(known)}")
+
+
 def permitted(licence: str, wanted: str) -> bool:
-    """wanted: "any", "permissive", or names with commas."""
+    """wanted: "any", "permissive", or names with commas; those of one family (GPL, BSD, ...) are not told apart."""
     if wanted == "any":
         return True
-    names = PERMISSIVE if wanted == "permissive" else tuple(wanted.split(","))
-    return any(licence == name or licence.startswith(name + "-") for name in names)
+    names = PERMISSIVE if wanted == "permissive" else tuple(_named(name) for name in wanted.split(","))
+    return licence in names
 
 
 @functools.lru_cache(maxsize=100_000)
@@ -78,11 +87,9 @@ def _named(spdx: str) -> str:
 
 
 def _read(text: str) -> str | None:
+    """The licence that a text names or is, whatever its line breaks and comment marks."""
     flat = re.sub(r"[\s#*/;%-]+", " ", text.upper())
-    flat_phrase = {name: re.sub(r"-(?![^\[]*\])", " ", phrase) for name, phrase in _PHRASES}
-    return next(
-        (name for name, phrase in flat_phrase.items() if re.search(phrase.replace("AND/OR", "AND OR"), flat)), None
-    )
+    return next((name for name, phrase in _PHRASES if re.search(phrase, flat)), None)
 
 
 class Dates:

@@ -147,6 +147,7 @@ def test_dates_are_those_of_gits_history(source, tmp_path):
         (" * This is free software; GNU Lesser\n * General Public License", "LGPL"),
         (" * Redistribution and use in source and binary\n * forms, with or without", "BSD"),
         ("# Permission to use, copy, modify, and/or distribute this", "ISC"),
+        ('re.compile(r"SPDX-License-Identifier:\\s*")', "unknown"),
         ("x = 1", "unknown"),
     ],
 )
@@ -166,6 +167,7 @@ def test_a_package_json_says_its_licence(tmp_path):
         (["nowhere"], "no folder"),
         (["SOURCE", "--languages", "pyhton"], "did you mean 'python'?"),
         (["SOURCE", "--after", "yesterday"], "--after is 'yesterday'"),
+        (["SOURCE", "--licences", "permisive"], "did you mean permissive?"),
         (["SOURCE", "--near", "7"], "--near is '7'"),
         (["SOURCE", "--size", "0"], "--size is '0'"),
         (["SOURCE", "--seed", "x"], "--seed is 'x'"),
