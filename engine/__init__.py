@@ -7,6 +7,7 @@ from engine.errors import InputError
 from engine.loop import Progress, Result, check, train, train_population
 from engine.model import init, logits
 from engine.sample import generate
+from engine.score import token_nll
 from engine.trained import Trained, load
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "init",
     "load",
     "logits",
+    "token_nll",
     "train",
     "train_population",
 ]

@@ -75,6 +75,8 @@ def train_population(
     wandb: str | None = None,
     profile: tuple[int, int] | None = None,
     eval_every: int = 0,
+    start: Sequence[model_lib.Params] | None = None,
+    corpus: data.Corpus | None = None,
 ) -> list[Result]:
     """Trains len(hypers) models as one compiled program, all on the same batches; results in the same order.
 
@@ -86,12 +88,14 @@ def train_population(
     `folder`/logs; wandb: a Weights & Biases project for them too; profile: (first, last), steps to trace there.
     eval_every: steps between evaluations on held-out text, beside the one at the end: metrics eval_loss (nats a token)
     and eval_bpc (bits per character), NaN between.
+    start: each trial's first parameters, as `engine.init` returns them, instead of drawn ones. corpus: to train on,
+    instead of the one that config.data names; these two are no part of run ids.
     A trial whose loss or gradient stops being finite freezes and is reported as diverged; the others are untouched.
     SIGTERM, unless the caller handles it, saves at the next step and raises SystemExit(143), if there is a folder.
     Raises InputError for impossible configs, data that can't be had, a folder of something else, or a full disk.
     """
     started = time.monotonic()
-    job = _prepare(config, hypers)
+    job = _prepare(config, hypers, corpus)
     history = History(job.steps, len(job.trials))
     tokenizer = None if job.corpus.tokenizer is None else job.corpus.tokenizer.to_json()
     if logs is None and folder is not None:
@@ -99,7 +103,7 @@ def train_population(
     with ExitStack() as stack:
         asked = stack.enter_context(stop.on_sigterm(folder))
         store = stack.enter_context(checkpoint.Checkpoints(folder, keep)) if folder is not None else None
-        state, elapsed, job = _start(job, store, history, branch_from)
+        state, elapsed, job = _start(job, store, history, branch_from, start)
         log = stack.enter_context(logs_lib.Logs(logs, job.trials, wandb=wandb))
         log.start(history.so_far())
 
@@ -182,9 +186,9 @@ class _Job:
         return {"trials": [t.run_id for t in self.trials], "configs": [config_lib.to_dict(t) for t in self.trials]}
 
 
-def _prepare(config: TrainConfig, hypers: Sequence[Mapping[str, float]]) -> _Job:
+def _prepare(config: TrainConfig, hypers: Sequence[Mapping[str, float]], corpus: data.Corpus | None = None) -> _Job:
     trials = population.trial_configs(config, hypers)
-    corpus = data.load(config.data)
+    corpus = corpus or data.load(config.data)
     if corpus.vocab_size > config.model.vocab_size:
         raise InputError(
             f"model.vocab_size {config.model.vocab_size} is less than the {corpus.vocab_size} ids of tokenizer "
@@ -198,7 +202,11 @@ def _prepare(config: TrainConfig, hypers: Sequence[Mapping[str, float]]) -> _Job
 
 
 def _start(
-    job: _Job, store: checkpoint.Checkpoints | None, history: History, branch_from: str | Path | None
+    job: _Job,
+    store: checkpoint.Checkpoints | None,
+    history: History,
+    branch_from: str | Path | None,
+    start: Sequence[model_lib.Params] | None,
 ) -> tuple[step.State, float, _Job]:
     """The state to go on from and the seconds spent before: the last good checkpoint's (filling history), its own or
     else its trunk's, or new; and the job with its lanes, which are those of the checkpoint, if they still fit the
@@ -216,7 +224,10 @@ def _start(
         if saved is not None:
             history.extend(saved.history)
             return saved.state, saved.meta["elapsed_s"], job.with_lanes(wanted or saved.meta["lanes"])
-    return population.init_state(job.mesh, job.trials, job.hyper_G), 0.0, job.with_lanes(wanted)
+    state = population.init_state(job.mesh, job.trials, job.hyper_G)
+    if start is not None:
+        state = state._replace(params=population.placed(job.mesh, job.trials, start))
+    return state, 0.0, job.with_lanes(wanted)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,10 @@ class Mixture:
     parts: tuple[np.ndarray, ...]
     slots: tuple[int, ...]
 
+    def __len__(self) -> int:
+        """Tokens of all of them."""
+        return sum(map(len, self.parts))
+
 
 def parse(corpus: str) -> list[tuple[str, float]]:
     """Corpora and their shares, which sum to one, of 'A:3,B:1'; of any other name itself. Raises InputError."""

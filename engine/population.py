@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from engine import config as config_lib
 from engine import mesh as mesh_lib
+from engine import model as model_lib
 from engine import optim, placement, step
 from engine.config import ModelConfig, TrainConfig
 from engine.errors import InputError
@@ -48,6 +49,26 @@ def init_state(mesh: Mesh, trials: Sequence[TrainConfig], hyper_G: Hyper) -> ste
     seeds = jax.device_put(np.asarray([t.seed for t in trials], np.uint32), mesh_lib.trial_sharding(mesh))
     stds = jax.device_put(np.asarray([t.init_std for t in trials], np.float32), mesh_lib.trial_sharding(mesh))
     return _compiled_init(model, method, mesh)(seeds, stds, hyper_G)
+
+
+def placed(mesh: Mesh, trials: Sequence[TrainConfig], params: Sequence[model_lib.Params]) -> model_lib.Params:
+    """Each trial's parameters, as `engine.init` returns them, stacked and sharded. Raises InputError for other counts
+    and shapes than the trials'."""
+    model, method = trials[0].model, optim.method(trials[0].optim)
+    wanted = jax.eval_shape(partial(model_lib.init, model))
+    if len(params) != len(trials) or any(
+        jax.tree.map(np.shape, one) != jax.tree.map(np.shape, wanted) for one in params
+    ):
+        raise InputError(f"start must hold the parameters of {len(trials)} trials, of the shapes of config.model")
+    axis = model_lib.trial_axis(wanted)
+    stacked = {
+        name: jax.tree.map(lambda *leaves, at=at: np.stack(leaves, at), *(one[name] for one in params))
+        for name, at in axis.items()
+    }
+    return jax.device_put(
+        jax.tree.map(partial(np.asarray, dtype=np.float32), stacked),
+        mesh_lib.state_sharding(mesh, model, method).params,
+    )
 
 
 @lru_cache(maxsize=64)

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -145,6 +146,16 @@ def compare(table: pd.DataFrame, **options: Any) -> Comparison:
         said += ": these models do not tell the forms apart; add some of lower or of higher BPC"
     warnings = [f"{form}: {text}" for form, one in fits.items() for text in one.warnings]
     return Comparison(fits, difference, se, probability, weight, said, warnings)
+
+
+def read(path: str | Path) -> pd.DataFrame:
+    """A table of scores from a CSV. Raises InputError if it is none."""
+    if not Path(path).is_file():
+        raise InputError(f"no file {path}; give a CSV with columns {', '.join(COLUMNS)}")
+    try:
+        return pd.read_csv(path)
+    except (ValueError, pd.errors.ParserError) as error:
+        raise InputError(f"{path} is not a table in CSV: {error}") from None
 
 
 def fit(

@@ -53,7 +53,21 @@ def fit(
     total).
     Raises InputError for a bad table, FitError where the data are too few for the law or the diagnostics refuse the fit
     (R-hat over 1.01, fewer than 400 effective draws, more than 1% divergences).
+
+    "compression" is a law of scores, not of runs: `runs` is a table of scores, or a CSV of one, and the result the
+    `laws.compression.Comparison` of its two forms.
     """
+    if law == "compression":
+        from laws import compression
+
+        scores = runs if isinstance(runs, pd.DataFrame) else compression.read(runs)
+        settings: dict[str, Any] = {
+            "seed": seed,
+            "num_warmup": num_warmup,
+            "num_samples": num_samples,
+            "chains": chains,
+        }
+        return compression.compare(scores, **settings)  # type: ignore[return-value]
     form = forms.get(law)
     if not (isinstance(seed, (int, np.integer)) and 0 <= seed < 2**32):
         raise InputError(f"seed must be a whole number from 0 to 2^32 - 1, got {seed!r}")

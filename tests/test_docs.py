@@ -1,5 +1,6 @@
 """The pages in docs/ run: their Python blocks, in order, as a reader would."""
 
+import importlib
 import re
 import shlex
 import sys
@@ -13,7 +14,7 @@ import pytest
 import laws
 from engine.sizes import non_embedding_params
 from experiments import recipes
-from experiments.cli import main
+from experiments.cli import COMMANDS, main
 from laws import forms
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -174,3 +175,13 @@ def test_counterfactual_pairs_as_the_page_says(tmp_path, monkeypatch, capsys):
         line = line.replace("--out pairs.jsonl", "--count 6 --out pairs.jsonl").replace("--count 200", "--count 3")
         assert main(shlex.split(line)[1:]) == 0, (line, capsys.readouterr().err)
     assert len((tmp_path / "instruct.jsonl").read_text().splitlines()) > 5
+
+
+def test_the_commands_about_code_are_ones_that_there_are():
+    lines = re.findall(r"^(?:\n*)stepseer (.*)$", (DOCS / "code.md").read_text(), re.M)
+    assert len(lines) >= 9
+    for line in lines:
+        words = shlex.split(line.split("   ")[0])
+        name = next(" ".join(words[:n]) for n in (2, 1) if " ".join(words[:n]) in COMMANDS)
+        module = importlib.import_module(f"experiments.commands.{COMMANDS[name][0]}")
+        module.parser().parse(words[len(name.split()) :])

@@ -53,7 +53,7 @@ LANGUAGES = {
 }
 _LANGUAGE_OF = {suffix: language for language, suffixes in LANGUAGES.items() for suffix in suffixes.split()}
 
-_SKIP_FOLDERS = {"__pycache__", "node_modules", "site-packages", "dist-packages"}
+SKIP_FOLDERS = {"__pycache__", "node_modules", "site-packages", "dist-packages"}
 # The library's own tests are twice its size and missing from some distributions' Pythons.
 _SKIP_STDLIB_FOLDERS = {"test", "tests", "idle_test"}
 
@@ -102,7 +102,7 @@ def find(corpus: str, on_progress: OnProgress | None = None, field: str = "text"
         return _records(corpus, Path(corpus), lambda: records.read_tfds(corpus, field), on_progress)
     if corpus in NAMED:
         root = Path(sysconfig.get_path("stdlib"))
-        paths = [p for p in _walk(root, _SKIP_FOLDERS | _SKIP_STDLIB_FOLDERS) if _keep_stdlib(p)]
+        paths = [p for p in walk(root, SKIP_FOLDERS | _SKIP_STDLIB_FOLDERS) if _keep_stdlib(p)]
         name, hint = corpus, "set data.corpus to a folder of text files, or to 'synthetic'"
         missing = f"this Python keeps no source of its standard library in {root}; {hint}"
     else:
@@ -114,7 +114,7 @@ def find(corpus: str, on_progress: OnProgress | None = None, field: str = "text"
                 "downloaded, so save a dataset to disk first (docs/data.md)"
             )
         root = root.resolve()
-        paths = [p for p in _walk(root, _SKIP_FOLDERS) if os.path.splitext(p)[1].lower() in _LANGUAGE_OF]
+        paths = [p for p in walk(root, SKIP_FOLDERS) if language_of(p)]
         recorded = records.files(root, paths)
         if recorded:
             top = root.parent if root.is_file() else root
@@ -136,8 +136,7 @@ def find(corpus: str, on_progress: OnProgress | None = None, field: str = "text"
         if digest in seen or not is_text(data) or (corpus in NAMED and _is_generated(data)):
             continue
         seen.add(digest)
-        language = _LANGUAGE_OF[os.path.splitext(path)[1].lower()]
-        documents.append(Document(path, digest, language))
+        documents.append(Document(path, digest, language_of(path)))
     if not documents:
         raise InputError(missing)
     if len(documents) < 2:
@@ -172,6 +171,11 @@ def _records(
     return dataclasses.replace(found, records=read)
 
 
+def language_of(path: str) -> str:
+    """A file's language by its ending; empty where it has none of `LANGUAGES`."""
+    return _LANGUAGE_OF.get(os.path.splitext(path)[1].lower(), "")
+
+
 def content_digest(data: bytes) -> str:
     """BLAKE2b of a file's bytes, 32 hex digits."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
@@ -203,7 +207,7 @@ def _split(name: str, root: Path, documents: list[Document], key: Callable[[Docu
     return Documents(name, root, train, heldout, content_digest(listing.encode()))
 
 
-def _walk(root: Path, skip: set[str]) -> Iterator[str]:
+def walk(root: Path, skip: set[str] = SKIP_FOLDERS) -> Iterator[str]:
     """Paths of files under root, relative, sorted; hidden files and folders and links to folders left out."""
     found = []
     for folder, subfolders, files in os.walk(root):

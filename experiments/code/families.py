@@ -140,6 +140,19 @@ def texts(
     levels: Sequence[int] = LEVELS,
 ) -> Iterator[str]:
     """`count` solved examples to train on, as the tasks are said, of no chain that `tasks` asks for. They repeat."""
+    for task in solved(count, seed=seed, families=families, languages=languages, levels=levels):
+        yield "\n".join([task.prompt + task.reference, *_SHAPES[task.language][2:3]]).rstrip() + "\n"
+
+
+def solved(
+    count: int,
+    *,
+    seed: int = 0,
+    families: Sequence[str] = tuple(FAMILIES),
+    languages: Sequence[str] = ("python",),
+    levels: Sequence[int] = LEVELS,
+) -> Iterator[Task]:
+    """`count` tasks of chains that `tasks` never asks for, to train on. They repeat."""
     rng = random.Random(f"texts {seed}")
     groups = [
         (family, named(language)) for family in families for language in languages if spoken(family, named(language))
@@ -150,8 +163,7 @@ def texts(
             chain = _drawn(family, rng.choice(list(levels)), rng)
             if not _asked(chain):
                 break
-        task = _task(family, language, len(chain), chain)
-        yield "\n".join([task.prompt + task.reference, *_SHAPES[language][2:3]]).rstrip() + "\n"
+        yield _task(family, language, len(chain), chain)
 
 
 def spoken(family: str, language: str) -> bool:

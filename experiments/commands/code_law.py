@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiments import show
-from experiments.errors import InputError
 from experiments.options import Parser, fraction
 
 
@@ -26,17 +24,10 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> int:
-    import pandas as pd
-
     from laws import compression
 
     wanted = fraction(args.score, "--score") if args.score else None
-    if not Path(args.table).is_file():
-        raise InputError(f"no file {args.table}; give a CSV with columns {', '.join(compression.COLUMNS)}")
-    try:
-        table = pd.read_csv(args.table)
-    except (ValueError, pd.errors.ParserError) as error:
-        raise InputError(f"{args.table} is not a table in CSV: {error}") from None
+    table = compression.read(args.table)
     found = compression.compare(table, hierarchical=not args.separate)
     needed = {} if wanted is None else _needed(found, wanted)
     if args.json:

@@ -23,6 +23,8 @@ NAMES = ("steplaw", "farseer", "chinchilla", "nested", "kaplan", "data_constrain
 def get(law: str) -> ModuleType:
     """The module of the law `law`. Raises InputError if there is none of that name."""
     if law not in NAMES:
+        if law == "compression":
+            raise InputError("compression is a law of scores, not of runs: laws.fit, or stepseer code law SCORES.csv")
         near = difflib.get_close_matches(str(law), NAMES, 1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise InputError(f"unknown law {law!r}{hint}; known: {', '.join(sorted(NAMES))}")

@@ -192,3 +192,18 @@ def test_bad_arguments_are_named(several):
             call()
     with pytest.raises(FitError, match="3 different bpc; a line needs 4"):
         fit(table[:3])
+
+
+def test_laws_fit_knows_it_by_name(tmp_path, monkeypatch):
+    import laws
+
+    asked = {}
+    monkeypatch.setattr(compression, "compare", lambda table, **how: asked.update(how, rows=len(table)) or "compared")
+    table = made_up(LINES, "log")
+    assert laws.fit("compression", table, seed=3) == "compared" and asked["rows"] == len(table) and asked["seed"] == 3
+    table.to_csv(tmp_path / "scores.csv", index=False)
+    assert laws.fit("compression", tmp_path / "scores.csv") == "compared"
+    with pytest.raises(InputError, match="no file"):
+        laws.fit("compression", tmp_path / "nowhere.csv")
+    with pytest.raises(InputError, match="stepseer code law"):
+        laws.backtest("compression", table)
