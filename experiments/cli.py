@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from experiments.errors import InputError
 from experiments.options import nearest
+from tpu import absent
 
 # command -> (module, one line); a command may be two words
 COMMANDS = {
@@ -89,6 +90,7 @@ def _dispatch(words: list[str]) -> int:
 
         print(f"stepseer {version('stepseer')}")
         return 0
+    absent.say_so()
     for length in (2, 1):
         name = " ".join(words[:length])
         if name in COMMANDS:

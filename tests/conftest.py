@@ -1,9 +1,14 @@
 """Settings for the whole suite: published run tables are read from ../shared/data beside the repository, if present."""
 
+import importlib.util
 import os
 from pathlib import Path
 
 import pytest
+
+if importlib.util.find_spec("libtpu"):  # it would look for a TPU at every start, and say so
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from laws.programs import make_room
 

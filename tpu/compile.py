@@ -24,16 +24,10 @@ from engine import population, sizes, step
 from engine.config import MeshConfig, TrainConfig
 from engine.errors import InputError
 from tpu import hlo
+from tpu.absent import NO_TPU
 from tpu.roofline import Roofline, roofline
 from tpu.topologies import Slice
 
-NO_TPU = {  # there is no TPU machine to ask, nor a chip that only one process may hold
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
 _AMOUNT = r"([\d.]+)([KMGT]?)"
 _TOO_MUCH = (  # what the compiler says of a program that doesn't fit
     re.compile(rf"temporaries \({_AMOUNT}\) exceeds available HBM \({_AMOUNT}\)"),

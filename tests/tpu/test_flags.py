@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from experiments.cli import main
-from tpu import compile as compile_lib
 from tpu import flags
+from tpu.absent import NO_TPU
 from tpu.topologies import GPUS, TPUS
 
 
@@ -41,9 +41,9 @@ def test_libtpu_knows_the_tpu_flags():
         "print(len(t.get_topology_desc(platform='tpu', topology_name='v5e:2x2').devices))"
     )
     every = {f.text for chip in TPUS.values() for f in flags.flags(chip)}
-    good, said = starts(code, compile_lib.NO_TPU | {flags.TPU_VARIABLE: " ".join(sorted(every))})
+    good, said = starts(code, NO_TPU | {flags.TPU_VARIABLE: " ".join(sorted(every))})
     assert good, said
-    assert not starts(code, compile_lib.NO_TPU | {flags.TPU_VARIABLE: "--xla_tpu_no_such_flag=1"})[0]
+    assert not starts(code, NO_TPU | {flags.TPU_VARIABLE: "--xla_tpu_no_such_flag=1"})[0]
 
 
 def test_every_flag_has_a_reason_and_is_set_once():
