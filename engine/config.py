@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import typing
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -258,20 +259,56 @@ class TrainConfig:
         """Optimizer steps: tokens / batch_tokens, rounded."""
         return max(1, round(self.tokens / self.batch_tokens))
 
-    @property
+    @functools.cached_property
     def run_id(self) -> str:
         """Hash of the resolved config: 16 hex digits. Where and how it is computed is left out: it is the same run."""
-        values = {k: v for k, v in to_dict(self).items() if k not in ("mesh", "compute")}
-        for group, names in LATER.items():
-            for name in names:
-                if values[group][name] == getattr(type(getattr(self, group)), name):
-                    del values[group][name]
-        return hashlib.blake2b(_canonical(values).encode(), digest_size=8).hexdigest()
+        return hashlib.blake2b(
+            _json_without(self, ("mesh", "compute"), _at_defaults).encode(), digest_size=8
+        ).hexdigest()
+
+
+def _at_defaults(group: str, part: Any) -> list[str]:
+    return [name for name in LATER.get(group, ()) if getattr(part, name) == getattr(type(part), name)]
+
+
+def _hypers_of(group: str, part: Any) -> list[str]:
+    return [name.removeprefix(f"{group}.") for name in HYPERS if name.startswith(f"{group}.")]
+
+
+def _json_without(config: TrainConfig, names: Collection[str], of_group: Callable[[str, Any], list[str]]) -> str:
+    """`to_json` without some fields, and without of_group(name, group) in each group.
+
+    The text of a group, which many configs of a grid share, is kept in it.
+    """
+    texts = []
+    for name, is_group in _sorted_fields():
+        if name in names:
+            continue
+        value = getattr(config, name)
+        if not is_group:
+            text = json.dumps(value)
+        else:
+            kept, key = vars(value), f"_{of_group.__name__}"
+            if key not in kept:
+                left_out = of_group(name, value)
+                kept[key] = _canonical({k: v for k, v in to_dict(value).items() if k not in left_out})
+            text = kept[key]
+        texts.append(f'"{name}":{text}')
+    return "{" + ",".join(texts) + "}"
+
+
+@functools.cache
+def _sorted_fields() -> list[tuple[str, bool]]:
+    """Of a TrainConfig: names, and whether they are groups."""
+    return sorted((name, dataclasses.is_dataclass(hint)) for name, hint in _hints(TrainConfig).items())
 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as nested plain dicts."""
-    return dataclasses.asdict(config)
+    return {
+        name: to_dict(value) if dataclasses.is_dataclass(value) else value
+        for name, value in ((f.name, getattr(config, f.name)) for f in dataclasses.fields(config))
+    }
 
 
 def to_json(config: Any) -> str:
@@ -323,39 +360,47 @@ def replace(config: TrainConfig, changes: dict[str, Any]) -> TrainConfig:
     Fields that `ModelConfig` derives (`DERIVED`) are derived anew when the fields that they come from change, unless
     they were set to something else. Raises InputError on an unknown field or a bad value.
     """
-    values = to_dict(config)
-    model = values["model"]
-    derived = (
-        to_dict(ModelConfig(**{k: v for k, v in model.items() if k not in DERIVED}))
-        if model["d_model"] % model["n_heads"] == 0
-        else {}
-    )
-    for name in DERIVED:
-        if model[name] == derived.get(name):
-            model[name] = None
-    known = field_names()
+    kept = vars(config)
+    if "_coerced" not in kept:
+        kept["_coerced"] = from_dict(to_dict(config))
+    base, top, groups = kept["_coerced"], {}, {}  # type: tuple[TrainConfig, dict[str, Any], dict[str, dict[str, Any]]]
     for dotted, value in changes.items():
-        if dotted not in known:
+        if dotted not in _known():
             raise _unknown_field(dotted)
-        node = values
-        *groups, leaf = dotted.split(".")
-        for group in groups:
-            node = node[group]
-        node[leaf] = value
-    return from_dict(values)
+        group, _, leaf = dotted.rpartition(".")
+        if group:
+            groups.setdefault(group, {})[leaf] = value
+        else:
+            top[dotted] = _coerce(value, _hints(TrainConfig)[dotted], dotted)
+    made = dataclasses.replace(base, **top, **{name: _changed(base, name, values) for name, values in groups.items()})
+    vars(made)["_coerced"] = made
+    return made
+
+
+def _changed(config: TrainConfig, group: str, changes: dict[str, Any]) -> Any:
+    """The group with fields changed; kept in it, as the trials of a grid share most of theirs."""
+    part = getattr(config, group)
+    kept, key = vars(part).setdefault("_changed", {}), repr(changes)
+    if key not in kept:
+        values = to_dict(part)
+        if group == "model" and values["d_model"] % values["n_heads"] == 0:
+            derived = to_dict(ModelConfig(**{k: v for k, v in values.items() if k not in DERIVED}))
+            values |= {name: None for name in DERIVED if values[name] == derived[name]}
+        kept[key] = from_dict(values | changes, type(part), f"{group}.")
+    return kept[key]
+
+
+@functools.cache
+def _known() -> frozenset[str]:
+    return frozenset(field_names())
 
 
 def structure(config: TrainConfig) -> str:
     """What decides the compiled program and the data: the config's JSON without its hypers (a cohort's key)."""
-    values = to_dict(config)
-    del values["recipe"]
-    for dotted in HYPERS:
-        *groups, leaf = dotted.split(".")
-        node = values
-        for group in groups:
-            node = node[group]
-        del node[leaf]
-    return _canonical(values)
+    kept = vars(config)
+    if "_structure" not in kept:
+        kept["_structure"] = _json_without(config, ("recipe", *HYPERS), _hypers_of)
+    return kept["_structure"]
 
 
 def hypers(config: TrainConfig) -> dict[str, float]:

@@ -64,8 +64,9 @@ class Store:
         _write_atomic(part, lambda file: pq.write_table(_table(rows), file, write_page_checksum=True))
         shutil.rmtree(self.checkpoints(chunk_id), ignore_errors=True)
 
-    def read(self) -> pd.DataFrame:
-        """All rows so far, in the grid's order, one a run id; empty (no columns) when there are none.
+    def read(self, columns: Sequence[str] = ()) -> pd.DataFrame:
+        """All rows so far, in the grid's order, one a run id; empty (no columns) when there are none. columns: these
+        beside the run id, by default all.
 
         Raises InputError naming the part file when one is damaged, foreign, or repeats a trial.
         """
@@ -73,7 +74,7 @@ class Store:
         source: dict[str, Path] = {}
         tables = []
         for part in sorted(self.path.glob("parts/*.parquet")):
-            table = _read_part(part)
+            table = _read_part(part, ["run_id", "status", *columns] if columns else None)
             for run_id in table.column("run_id").to_pylist():
                 if run_id not in place:
                     raise InputError(f"{part}: trial {run_id} is not of this grid; move that file elsewhere")
@@ -273,9 +274,9 @@ def _table(rows: Sequence[Row]) -> pa.Table:
     return pa.table(columns).replace_schema_metadata({METADATA_KEY: json.dumps({"version": SCHEMA_VERSION})})
 
 
-def _read_part(part: Path) -> pa.Table:
+def _read_part(part: Path, columns: Sequence[str] | None = None) -> pa.Table:
     try:
-        table = pq.ParquetFile(part, page_checksum_verification=True).read()
+        table = pq.ParquetFile(part, page_checksum_verification=True).read(columns, use_threads=False)
         table.column("run_id"), table.column("status")
     except (pa.ArrowException, OSError, KeyError) as error:
         raise InputError(

@@ -185,3 +185,24 @@ def test_the_commands_about_code_are_ones_that_there_are():
         name = next(" ".join(words[:n]) for n in (2, 1) if " ".join(words[:n]) in COMMANDS)
         module = importlib.import_module(f"experiments.commands.{COMMANDS[name][0]}")
         module.parser().parse(words[len(name.split()) :])
+
+
+def test_grids_as_the_page_says(tmp_path):
+    """Its Python and its YAML, planned."""
+    from experiments import plan, recipes
+
+    reader: dict = {}
+    exec(compile(blocks("grids.md")[0], "docs/grids.md", "exec"), reader)
+    assert len(reader["configs"]) == 2 * 7 - 1 + 2 * 3 * 2
+    assert 15 <= len(reader["near_optimum"](reader["base"])) <= 25
+    (tmp_path / "mine.yaml").write_text(re.findall(r"```yaml\n(.*?)```", (DOCS / "grids.md").read_text(), re.S)[0])
+    assert len(plan.make_plan("mine", recipes.load(str(tmp_path / "mine.yaml"))).trials) == 7
+
+
+@pytest.mark.parametrize("name, trials", [("steplaw_dense", 1968), ("steplaw_moe", 612), ("farseer", 455)])
+def test_the_papers_grids_are_as_large_as_the_page_says(name, trials):
+    from experiments import recipes
+
+    found = recipes.load(name)
+    assert len(found) == len({t.run_id for t in found}) == trials
+    assert f"| `{name}` | {trials:,} |" in (DOCS / "grids.md").read_text()

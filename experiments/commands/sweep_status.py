@@ -34,7 +34,7 @@ def open_folder(args: argparse.Namespace) -> store.Store:
 
 def run(args: argparse.Namespace) -> int:
     folder = open_folder(args)
-    rows = folder.read()
+    rows = folder.read(["flops", "wall_s"])
     statuses = rows["status"].value_counts().to_dict() if len(rows) else {}
     counts = {status: int(statuses.get(status, 0)) for status in ("ok", "diverged", "failed")}
     done_flops = float(rows["flops"].sum()) if len(rows) else 0.0
