@@ -44,6 +44,12 @@ def report(found: dict[str, dict[str, Any]]) -> str:
         "compiled by libtpu on a CPU machine. Bytes and messages are the compiler's; times are a roofline's bound, no "
         "measurement. Bytes are of a chip; messages of a chip in a step.",
         "",
+        "- A population sends nothing where each trial has a chip of its own; with four chips a trial (v5e-256), "
+        "only the sums of gradients.",
+        "- Of `steplaw_1b` on v5e-256 the gathers' 16 GB are as much as its weights three times in float32: for the "
+        "forward pass, its repetition (remat) and the backward pass.",
+        "- `moe_2b` on v5e-256 waits for its messages, a sequence a chip: every layer's experts are gathered whole.",
+        "",
         "| recipe | slice | layout | fits | weights | optimizer | activations | temporaries | total of | messages "
         "| step, at least | bound by | MFU, at most | compiled in |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
