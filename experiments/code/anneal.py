@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,10 @@ from engine import data
 from engine.config import DataConfig, OptimConfig, TrainConfig
 from engine.tokenize import Tokenizer
 from engine.trained import Trained
-from experiments.code import families, formats
+from experiments.code import families, formats, grading
 from experiments.code.contamination import Benchmark
 from experiments.code.corpus import Text
+from experiments.code.tasks import Sample, Task
 from experiments.errors import InputError
 
 LEVELS = (1, 2)  # of the solved examples, by default
@@ -204,44 +205,48 @@ def _corpus(mixed: Mixture, tokenizer: Tokenizer, seq_len: int) -> data.Corpus:
 
 @dataclass(frozen=True)
 class Answers:
-    """Of one form: tasks asked, how many answers had the form, how many of these were right."""
+    """Of one form: tasks asked; how many had a first answer of that form; how many had a right one among all."""
 
     asked: int
     complied: int
     passed: int
 
 
-def examine(models: dict[str, Trained], tasks: Sequence[Any], **how: Any) -> dict[str, dict[str, Answers]]:
-    """Model -> form -> answers, the likeliest one to each task. Programs that several models write run once."""
-    from experiments.code import grading
-    from experiments.code.tasks import Sample
-
+def examine(
+    models: dict[str, Trained], tasks: Sequence[Task], *, samples: int = 1, temperature: float = 0.0, **how: Any
+) -> dict[str, dict[str, Answers]]:
+    """Model -> form -> answers: `samples` to each task, by default the likeliest one. An answer without the form is not
+    right, and programs that several models write run once. how: of `grading.grade`."""
     found: dict[str, dict[str, Answers]] = {name: {} for name in models}
     for form, ask in formats.FORMATS.items():
         asked = [ask(task).task for task in tasks if formats.spoken(form, task)]
-        texts = {name: list(_answers(model, asked)) for name, model in models.items()}
-        unique = sorted({(task.task_id, text) for of in texts.values() for task, text in zip(asked, of)
-                         if formats.complies(form, task, text)})  # fmt: skip
-        by_id = {task.task_id: task for task in asked}
-        grades = grading.grade(asked, [Sample(name, text) for name, text in unique], **how) if unique else []
-        passed = {key for key, one in zip(unique, grades) if one.passed}
+        texts = {name: [_answers(model, asked, temperature, seed) for seed in range(samples)]
+                 for name, model in models.items()}  # fmt: skip
+        fits = {(task.task_id, text): formats.complies(form, task, text)
+                for of in texts.values() for row in of for task, text in zip(asked, row)}  # fmt: skip
+        unique = sorted(key for key, fit in fits.items() if fit)
+        grades = grading.grade(asked, [Sample(*key) for key in unique], **how) if unique else []
+        right = {key for key, one in zip(unique, grades) if one.passed}
         for name, of in texts.items():
-            told = [(task.task_id, text) for task, text in zip(asked, of)]
-            complied = sum(formats.complies(form, by_id[key], text) for key, text in told)
-            found[name][form] = Answers(len(told), complied, sum(key in passed for key in told))
+            told = [[(task.task_id, row[i]) for row in of] for i, task in enumerate(asked)]
+            found[name][form] = Answers(
+                len(asked), sum(fits[keys[0]] for keys in told), sum(any(key in right for key in keys) for keys in told)
+            )
     return found
 
 
-def _answers(model: Trained, asked: Sequence[Any]) -> Iterator[str]:
+def _answers(model: Trained, asked: Sequence[Task], temperature: float, seed: int) -> list[str]:
     """What the model goes on with, 32 prompts at a time; as much as the longest right answer needs, and a little."""
     tokenizer = model.tokenizer
     assert tokenizer is not None
     longest = max(len(tokenizer.encode(task.reference)) for task in asked) + 12
+    found = []
     for at in range(0, len(asked), 32):
-        part = list(asked[at : at + 32])
-        prompts = [tokenizer.encode(task.prompt) for task in part]
-        prompts += [prompts[0]] * (32 - len(prompts))  # one program for all
-        written = engine.generate(model.model, model.params, prompts, max_new_tokens=longest, temperature=0.0,
-                                  stop=tokenizer.separator)  # fmt: skip
-        for row, new in zip(prompts[: len(part)], written):
-            yield tokenizer.decode([*row, *new]).removeprefix(tokenizer.decode(row))
+        prompts = [tokenizer.encode(task.prompt) for task in asked[at : at + 32]]
+        n = len(prompts)
+        prompts += [prompts[0]] * (32 - n)  # one program for all
+        written = engine.generate(model.model, model.params, prompts, max_new_tokens=longest, temperature=temperature,
+                                  seed=seed * len(asked) + at, stop=tokenizer.separator)  # fmt: skip
+        found += [tokenizer.decode([*row, *new]).removeprefix(tokenizer.decode(row))
+                  for row, new in zip(prompts[:n], written)]  # fmt: skip
+    return found

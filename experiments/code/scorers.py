@@ -83,6 +83,7 @@ def _by_transformers(folder: Path, refused: Exception | None) -> Scorer:
     except ImportError:
         why = f"{refused}; transformers may read it" if refused else "transformers is not installed"
         raise InputError(f"{why}: pip install 'stepseer[hf]'") from None
+    transformers.utils.logging.disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -78,7 +78,7 @@ def model() -> Trained:
 
 
 def test_annealing_starts_from_the_model_and_ends_at_rate_zero(model, tmp_path):
-    budget = anneal.Budget(chars=60_000, share=1.0, lr=1e-2, batch_size=2)
+    budget = anneal.Budget(chars=30_000, share=1.0, lr=1e-2, batch_size=2)
     mixed = anneal.mixture([], budget, Benchmark(TASKS))
     other = dataclasses.replace(model, params=engine.init(model.model, 7, 0.05))
     together = anneal.anneal([model, other], mixed, budget)
