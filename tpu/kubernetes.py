@@ -1,4 +1,4 @@
-"""What Kubernetes is given: a JobSet under Kueue for TPU slices or GPU nodes, and a Ray cluster under KubeRay."""
+"""What Kubernetes is given: a JobSet under Kueue for TPU slices or GPU nodes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from tpu.description import Description
 
 PORT = 8476  # of process 0, where the others of its group meet
 GRACE_S = 300  # from SIGTERM to SIGKILL: the time to save
-RAY_VERSION = "2.50.0"  # of the operator's start commands; the image has its own
 
 
 def jobset(job: Description) -> dict[str, Any]:
@@ -60,38 +59,6 @@ def jobset(job: Description) -> dict[str, Any]:
     }
 
 
-def raycluster(job: Description) -> dict[str, Any]:
-    """A head without accelerators and a group of workers, a replica a shard, a pod a host."""
-    head = _pod(job, None, [], accelerated=False)
-    head["containers"][0]["ports"] = [
-        {"containerPort": port, "name": name, "protocol": "TCP"}
-        for name, port in (("gcs", 6379), ("dashboard", 8265), ("client", 10001))
-    ]
-    return {
-        "apiVersion": "ray.io/v1",
-        "kind": "RayCluster",
-        "metadata": _metadata(job),
-        "spec": {
-            "rayVersion": RAY_VERSION,
-            "headGroupSpec": {
-                "rayStartParams": {"dashboard-host": "0.0.0.0", "num-cpus": "0"},
-                "template": {"spec": head},
-            },
-            "workerGroupSpecs": [
-                {
-                    "groupName": "workers",
-                    "replicas": job.shards,
-                    "minReplicas": 0,
-                    "maxReplicas": job.shards,
-                    "numOfHosts": job.where.hosts,
-                    "rayStartParams": {},
-                    "template": {"spec": _pod(job, None, [])},
-                }
-            ],
-        },
-    }
-
-
 def _argv(job: Description) -> list[str]:
     """Kubernetes fills in $(NAME), and $$(NAME) is how it is told not to."""
     mark = "$(JOB_INDEX)"
@@ -105,29 +72,26 @@ def _metadata(job: Description) -> dict[str, Any]:
     return {"name": job.name, "namespace": job.namespace, "labels": labels}
 
 
-def _pod(
-    job: Description, argv: list[str] | None, environment: list[dict[str, Any]], *, accelerated: bool = True
-) -> dict[str, Any]:
-    """argv: None leaves the command to KubeRay."""
-    container: dict[str, Any] = {"name": "stepseer", "image": job.image}
-    if argv is not None:
-        container["command"] = argv
-    container["env"] = [*_environment(job, accelerated=accelerated), *environment]
-    if accelerated:
-        resource = "google.com/tpu" if job.on_tpu else "nvidia.com/gpu"
-        amount: dict[str, Any] = {resource: min(job.where.chips, job.where.chip.machine)}
-    else:
-        amount = {"cpu": 4, "memory": "16Gi"}
-    container["resources"] = {"requests": dict(amount), "limits": dict(amount)}
-    pod: dict[str, Any] = {"terminationGracePeriodSeconds": GRACE_S, "containers": [container]}
-    if argv is not None:
-        pod["restartPolicy"] = "Never"
-    if accelerated:
-        pod["nodeSelector"] = _nodes(job)
+def _pod(job: Description, argv: list[str], environment: list[dict[str, Any]]) -> dict[str, Any]:
+    resource = "google.com/tpu" if job.on_tpu else "nvidia.com/gpu"
+    amount: dict[str, Any] = {resource: min(job.where.chips, job.where.chip.machine)}
+    container: dict[str, Any] = {
+        "name": "stepseer",
+        "image": job.image,
+        "command": argv,
+        "env": [*_environment(job), *environment],
+        "resources": {"requests": dict(amount), "limits": dict(amount)},
+    }
+    pod: dict[str, Any] = {
+        "terminationGracePeriodSeconds": GRACE_S,
+        "containers": [container],
+        "restartPolicy": "Never",
+        "nodeSelector": _nodes(job),
+    }
     mounts = []
     if job.volume:
         mounts.append(("results", job.mount, {"persistentVolumeClaim": {"claimName": job.volume}}))
-    if accelerated and not job.on_tpu:  # NCCL shares memory between the processes of a node; 64 MiB is too little
+    if not job.on_tpu:  # NCCL shares memory between the processes of a node; 64 MiB is too little
         mounts.append(("shm", "/dev/shm", {"emptyDir": {"medium": "Memory"}}))
     if mounts:
         container["volumeMounts"] = [{"name": name, "mountPath": path} for name, path, _ in mounts]
@@ -144,8 +108,8 @@ def _nodes(job: Description) -> dict[str, str]:
     return found | ({"cloud.google.com/gke-spot": "true"} if job.spot else {})
 
 
-def _environment(job: Description, *, accelerated: bool) -> list[dict[str, Any]]:
-    plain = flags.environment(job.where.chip, deterministic=job.deterministic) if accelerated else {}
+def _environment(job: Description) -> list[dict[str, Any]]:
+    plain = flags.environment(job.where.chip, deterministic=job.deterministic)
     secrets = [
         {"name": name, "valueFrom": {"secretKeyRef": {"name": f"{job.name}-secrets", "key": name}}}
         for name in job.secrets

@@ -32,14 +32,6 @@ def _jobset(job: Description) -> str:
     return f"# kubectl apply -f jobset.yaml\n{first}" + _yaml(kubernetes.jobset(job))
 
 
-def _raycluster(job: Description) -> str:
-    argv = ["stepseer", *job.words, "--out", job.out, "--backend", "ray"]
-    return (
-        "# kubectl apply -f raycluster.yaml; when it is up:\n"
-        f"# kubectl -n {job.namespace} exec -it service/{job.name}-head-svc -- {' '.join(argv)} --ray-address auto\n"
-    ) + _yaml(kubernetes.raycluster(job))
-
-
 def _skypilot(job: Description) -> str:
     given = "".join(f" --secret {name}" for name in job.secrets)
     how = f"sky jobs launch{given} skypilot.yaml"
@@ -72,10 +64,6 @@ def _for_jobset(job: Description) -> str:
     return "" if job.volume else "volume, the PersistentVolumeClaim with the results folder"
 
 
-def _for_raycluster(job: Description) -> str:
-    return _for_jobset(job) if job.words[0] == "sweep" else "a sweep; one training needs no Ray"
-
-
 def _for_queued_resources(job: Description) -> str:
     if not job.on_tpu:
         return "a TPU topology"
@@ -103,5 +91,4 @@ _FILES: dict[str, tuple[Callable[[Description], str], Callable[[Description], st
     "queued-resources.sh": (scripts.queued_resources, _for_queued_resources),
     "slurm.sh": (scripts.slurm, _for_slurm),
     "skypilot.yaml": (_skypilot, _for_skypilot),
-    "raycluster.yaml": (_raycluster, _for_raycluster),
 }

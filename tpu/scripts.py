@@ -143,7 +143,7 @@ def skypilot(job: Description) -> dict[str, Any]:
 
 def dockerfile(job: Description) -> str:
     """The container; built from a checkout of stepseer."""
-    extras = ",".join(["tpu" if job.on_tpu else "cuda", *(["ray"] if job.words[0] == "sweep" else [])])
+    extras = "tpu" if job.on_tpu else "cuda"
     return f"""# In a checkout of stepseer, with the path of this file:
 #   docker build -t {job.image} -f Dockerfile . && docker push {job.image}
 FROM python:3.12-slim

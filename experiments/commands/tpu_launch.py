@@ -18,7 +18,7 @@ from tpu.description import Description
 def parser() -> Parser:
     made = Parser(
         "tpu launch",
-        "Render what a cluster is given: GKE JobSet, queued resources, Slurm, SkyPilot, KubeRay, container file.",
+        "Render what a cluster is given: GKE JobSet, queued resources, Slurm, SkyPilot, container file.",
         examples="  stepseer tpu launch job.toml --dry-run\n  stepseer tpu launch job.toml --out launch",
     )
     made.add_argument("description", metavar="FILE", help="a TOML file: docs/tpu.md has one")
@@ -37,8 +37,10 @@ def run(args: argparse.Namespace) -> int:
     made, left = launch.render(job)
     if args.out:
         _write(Path(args.out).expanduser(), made)
+    hosts = job.where.hosts
+    notes = [f"{job.topology} has {hosts} hosts, and one run can't span hosts yet: docs/tpu.md"] if hosts > 1 else []
     if args.json:
-        print(show.as_json({"files": made, "left_out": left, "out": args.out}))
+        print(show.as_json({"files": made, "left_out": left, "out": args.out, "notes": notes}))
         return 0
     console = show.console()
     for name, text in made.items():
@@ -49,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
             print(Path(args.out) / name)
     for name, why in left.items():
         print(f"left out {name}: it needs {why}")
+    for note in notes:
+        print(f"note: {note}")
     return 0
 
 
