@@ -27,7 +27,8 @@ from engine.config import TrainConfig
 from engine.errors import InputError, require
 from engine.history import Progress
 
-SCALARS = ("loss", "lr", "grad_norm", "eval_loss", "eval_bpc")  # the last two where a model was evaluated
+SCALARS = ("loss", "lr", "grad_norm")  # of `step.Metrics`
+EVALUATED = ("eval_loss", "eval_bpc")  # after some steps, else NaN
 EVENTS = 1000  # steps of a run that TensorBoard and Weights & Biases get, about
 
 
@@ -132,9 +133,9 @@ class _Run:
     def _write_lines(self, first: int, rows: Mapping[str, np.ndarray]) -> list[tuple[int, dict[str, float]]]:
         """Of this trial's own steps; returns them, with their values."""
         last = max(0, self._config.steps - first)
-        columns = {name: rows[name][:last, self.g].tolist() for name in SCALARS if name in rows}
+        columns = {name: rows[name][:last, self.g].tolist() for name in (*SCALARS, *EVALUATED) if name in rows}
         steps = [
-            {k: v for k, v in zip(columns, values) if not (k.startswith("eval") and math.isnan(v))}
+            {k: v for k, v in zip(columns, values) if not (k in EVALUATED and math.isnan(v))}
             for values in zip(*columns.values())
         ]
         found = list(enumerate(steps, start=first))

@@ -156,7 +156,7 @@ def test_ways_to_compute_are_different_programs():
 
     def compiled(compute):
         program = step.program(dataclasses.replace(train, compute=compute))
-        return jax.jit(partial(step._gradients, program)).lower(params, tokens, as_hyper([train])).as_text()
+        return jax.jit(partial(step._gradients, program)).lower(params, tokens, as_hyper([train]), None).as_text()
 
     texts = [compiled(compute) for compute in (ComputeConfig(attention="blocks"), *COMPUTE.values())]
     assert len(set(texts)) == len(texts)
