@@ -1,7 +1,8 @@
-"""Runs a plan on this machine: chunk after chunk, each to completion; rows into the results folder; goes on if cut off.
+"""Runs a plan: each chunk to completion, its rows into the results folder; goes on if cut off.
 
-A chunk without its rows is run (from its checkpoint if it has one); a chunk with rows is left alone. So it does not
-matter when a run is interrupted or killed: running it again ends with the same table.
+On this machine chunk after chunk; elsewhere by a backend (`experiments.backends`). A chunk without its rows is run
+(from its checkpoint if it has one); a chunk with rows is left alone. So it does not matter when a run is interrupted
+or killed: running it again ends with the same table.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,9 @@ LOGS = "logs"  # in the results folder: every trial's metrics
 
 # (chunk, folder of its checkpoints, on_progress) -> its rows, in order
 Trainer = Callable[[Chunk, Path, Callable[["Progress"], None]], Sequence[Row]]
+# (chunks, results folder, watcher, stop) -> each chunk with its rows, as it is finished. Tells the watcher of starts
+# and progress; raises KeyboardInterrupt soon after `stop` is set.
+Backend = Callable[[Sequence[Chunk], Store, "Watcher", "Stop"], Generator[tuple[Chunk, Sequence[Row]], None, None]]
 
 
 class Watcher:
@@ -90,6 +94,7 @@ def run(
     store: Store,
     *,
     trainer: Trainer | None = None,
+    backend: Backend | None = None,
     watcher: Watcher | None = None,
     retry_failed: bool = False,
     shard: tuple[int, int] | None = None,
@@ -99,11 +104,12 @@ def run(
     shard: (index from 0, of): only that part of the chunks (`plan.shard`); processes with different indices, on this or
     other machines, share the folder.
 
-    trainer: by default `train_chunk`, with logs in the results folder.
+    trainer: by default `train_chunk`, with logs in the results folder. backend: what runs the chunks, by default
+    this process, one after another, with `trainer`.
     A chunk whose training raises becomes rows of status failed; the others go on. What is not a trial's own fault
     ends the run instead: InputError (bad config or data) and OSError (disk full). Rows so far are safe then too.
     """
-    trainer = trainer or partial(train_chunk, logs=store.path / LOGS)
+    backend = backend or in_turn(trainer or partial(train_chunk, logs=store.path / LOGS))
     watcher = watcher or Watcher()
     started = time.monotonic()
     counts = {"ok": 0, "diverged": 0, "failed": 0}
@@ -121,15 +127,12 @@ def run(
         already = len(plan.trials) - sum(len(chunk.trials) for chunk in left)
         watcher.started(plan, left)
         try:
-            for chunk in left:
-                _raise_if(stop)
-                make_room()  # a plan of many model sizes compiles many programs
-                watcher.chunk_started(chunk)
-                finished = _rows(chunk, store, trainer, watcher, stop)
-                store.write_part(chunk.id, finished)
-                watcher.chunk_finished(chunk, finished)
-                for row in finished:
-                    counts[row["status"]] += 1
+            with contextlib.closing(backend(left, store, watcher, stop)) as finished:
+                for chunk, trained in finished:
+                    store.write_part(chunk.id, trained)
+                    watcher.chunk_finished(chunk, trained)
+                    for row in trained:
+                        counts[row["status"]] += 1
         except KeyboardInterrupt:
             stop.set()
         interrupted = stop.is_set() and already + sum(counts.values()) < len(plan.trials)
@@ -150,13 +153,33 @@ def check_data(trials: Sequence[TrainConfig], watcher: Watcher) -> None:
         engine.check(trial)
 
 
-def _rows(chunk: Chunk, store: Store, trainer: Trainer, watcher: Watcher, stop: _Stop) -> Sequence[Row]:
-    def on_progress(progress: Progress) -> None:
-        watcher.progress(chunk, progress)
-        _raise_if(stop)
+def in_turn(trainer: Trainer) -> Backend:
+    """The backend that is this process."""
 
+    def run_chunks(
+        left: Sequence[Chunk], store: Store, watcher: Watcher, stop: Stop
+    ) -> Generator[tuple[Chunk, Sequence[Row]], None, None]:
+        for chunk in left:
+            raise_if(stop)
+            watcher.chunk_started(chunk)
+
+            def on_progress(progress: Progress, chunk: Chunk = chunk) -> None:
+                watcher.progress(chunk, progress)
+                raise_if(stop)
+
+            yield chunk, rows_of(chunk, store.checkpoints(chunk.id), trainer, on_progress)
+
+    return run_chunks
+
+
+def rows_of(chunk: Chunk, folder: Path, trainer: Trainer, on_progress: Callable[[Progress], None]) -> Sequence[Row]:
+    """Trains a chunk, wherever that is: its rows, of status failed where training raised. folder: of its checkpoints.
+
+    Raises what is not a trial's own fault: InputError, OSError.
+    """
+    make_room()  # a plan of many model sizes compiles many programs
     try:
-        rows = trainer(chunk, store.checkpoints(chunk.id), on_progress)
+        rows = trainer(chunk, folder, on_progress)
     except (InputError, EngineInputError, OSError):
         raise
     except Exception as error:
@@ -183,25 +206,26 @@ def failed_row(config: TrainConfig, reason: str) -> dict[str, Any]:
     return {**row, "status": "failed", "reason": reason}
 
 
-class _Stop(threading.Event):
+class Stop(threading.Event):
     """Set by a request to stop."""
 
     signum: int = signal.SIGINT
 
 
-def _raise_if(stop: _Stop) -> None:
+def raise_if(stop: Stop) -> None:
+    """Raises KeyboardInterrupt once `stop` is set."""
     if stop.is_set():
         raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
-def _stop_on_signal(watcher: Watcher) -> Iterator[_Stop]:
+def _stop_on_signal(watcher: Watcher) -> Iterator[Stop]:
     """An event that the first Ctrl-C or SIGTERM sets; the second ends the process there and then.
 
     That is safe: a part appears whole or not at all, and a checkpoint is verified when it is read. Only the main
     thread can listen to signals; elsewhere the event is never set.
     """
-    stop = _Stop()
+    stop = Stop()
 
     def handle(signum: int, _: FrameType | None) -> None:
         if stop.is_set():
