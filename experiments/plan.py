@@ -37,6 +37,11 @@ class Chunk:
         """What decides its compiled program: structure and number of trials."""
         return config_lib.structure(self.base), len(self.trials)
 
+    @cached_property
+    def cohort(self) -> str:
+        """Hash of its structure: 16 hex digits."""
+        return hashlib.blake2b(config_lib.structure(self.base).encode(), digest_size=8).hexdigest()
+
     @property
     def base(self) -> TrainConfig:
         return self.trials[0]
@@ -98,15 +103,27 @@ def make_plan(name: str, trials: Sequence[TrainConfig], *, max_trials: int = MAX
     return Plan(name, tuple(distinct), chunks, len(trials) - len(distinct), max_trials)
 
 
-def pending(plan: Plan, done: Collection[str]) -> list[Chunk]:
-    """What is left to run when the run ids of `done` have rows: chunks without their finished trials."""
+def pending(plan: Plan, done: Collection[str], fits: Mapping[str, int] | None = None) -> list[Chunk]:
+    """What is left to run when the run ids of `done` have rows: chunks without their finished trials.
+
+    fits: how many trials at a time fit into memory, by cohort, where that is known; larger chunks are cut.
+    """
     done = set(done)
     left = []
-    for chunk in plan.chunks:
+    for chunk in _that_fit(plan.chunks, fits) if fits else plan.chunks:
         missing = tuple(t for t in chunk.trials if t.run_id not in done)
         if missing:
             left.append(chunk if len(missing) == len(chunk.trials) else Chunk(missing))
     return left
+
+
+def _that_fit(chunks: Sequence[Chunk], fits: Mapping[str, int]) -> list[Chunk]:
+    """Those with more trials than `fits` says of their cohort in parts, the others as they are."""
+    found: list[Chunk] = []
+    for chunk in chunks:
+        most = fits.get(chunk.cohort, len(chunk.trials))
+        found += [chunk] if len(chunk.trials) <= most else _chunks(chunk.trials, most)
+    return found
 
 
 def shard(chunks: Sequence[Chunk], index: int, of: int) -> list[Chunk]:
@@ -155,7 +172,7 @@ def trial_flops(config: TrainConfig) -> float:
     return sizes.flops_per_token(config.model, config.data.seq_len) * tokens
 
 
-def _chunks(trials: list[TrainConfig], max_trials: int) -> list[Chunk]:
+def _chunks(trials: Sequence[TrainConfig], max_trials: int) -> list[Chunk]:
     """Cut into as few chunks as fit, of sizes that differ by one at most (a new size is a new compile)."""
     n = -(-len(trials) // max_trials)
     bounds = [i * len(trials) // n for i in range(n + 1)]

@@ -71,6 +71,7 @@ def label(chunk: Chunk) -> str:
 
 
 SAY_EVERY_S = 60.0
+_IN_HALVES = "out of memory; goes on with half as many trials at a time"
 
 
 class _Share(Watcher):
@@ -131,6 +132,10 @@ class Lines(_Share):
         left = f", about {show.seconds(self.left_s())} left" if share < 1 else ""
         print(f"{share:4.0%}  {label(chunk)}: {_outcome(rows)}{left}", flush=True)
 
+    def out_of_memory(self, chunk: Chunk) -> None:
+        self.now = 0.0
+        print(f"{self.share():4.0%}  {label(chunk)}: {_IN_HALVES}", flush=True)
+
     def stopping(self) -> None:
         print("stopping; once more to stop at once", file=sys.stderr, flush=True)
 
@@ -184,6 +189,10 @@ class Bars(_Share):
         if any(row["status"] != "ok" for row in rows):
             self._bars.console.print(f"{label(chunk)}: {_outcome(rows)}")
         self._update()
+
+    def out_of_memory(self, chunk: Chunk) -> None:
+        self.now = 0.0
+        self._bars.console.print(f"{label(chunk)}: {_IN_HALVES}")
 
     def stopping(self) -> None:
         self._bars.update(self._chunk, note="stopping; again: at once")

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -21,6 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from engine import memory
 from engine.config import TrainConfig
 from engine.errors import InputError as EngineInputError
 from experiments import plan as plan_lib
@@ -36,8 +39,8 @@ LOGS = "logs"  # in the results folder: every trial's metrics
 
 # (chunk, folder of its checkpoints, on_progress) -> its rows, in order
 Trainer = Callable[[Chunk, Path, Callable[["Progress"], None]], Sequence[Row]]
-# (chunks, results folder, watcher, stop) -> each chunk with its rows, as it is finished. Tells the watcher of starts
-# and progress; raises KeyboardInterrupt soon after `stop` is set.
+# (chunks, results folder, watcher, stop) -> each chunk with its rows, as it is finished; with none where it ran out of
+# memory. Tells the watcher of starts and progress; raises KeyboardInterrupt soon after `stop` is set.
 Backend = Callable[[Sequence[Chunk], Store, "Watcher", "Stop"], Generator[tuple[Chunk, Sequence[Row]], None, None]]
 
 
@@ -58,6 +61,9 @@ class Watcher:
 
     def chunk_finished(self, chunk: Chunk, rows: Sequence[Row]) -> None:
         """When a chunk's rows are safe."""
+
+    def out_of_memory(self, chunk: Chunk) -> None:
+        """When a chunk did not fit; it is trained in halves."""
 
     def stopping(self) -> None:
         """At the first Ctrl-C. Called from a signal handler."""
@@ -106,8 +112,9 @@ def run(
 
     trainer: by default `train_chunk`, with logs in the results folder. backend: what runs the chunks, by default
     this process, one after another, with `trainer`.
-    A chunk whose training raises becomes rows of status failed; the others go on. What is not a trial's own fault
-    ends the run instead: InputError (bad config or data) and OSError (disk full). Rows so far are safe then too.
+    A chunk whose training raises becomes rows of status failed; the others go on. One that runs out of memory is
+    trained in halves, and so are those of its cohort that follow. What is not a trial's own fault ends the run instead:
+    InputError (bad config or data) and OSError (disk full). Rows so far are safe then too.
     """
     backend = backend or in_turn(trainer or partial(train_chunk, logs=store.path / LOGS))
     watcher = watcher or Watcher()
@@ -122,17 +129,25 @@ def run(
             store.tidy()  # no other writes
         if retry_failed:
             store.discard_failed(plan.run_ids)
-        rows = store.read()
-        left = plan_lib.pending(plan, set(rows["run_id"]) if len(rows) else ())
+        rows = store.read(())
+        done = set(rows["run_id"]) if len(rows) else set()
+        left = plan_lib.pending(plan, done, store.fits())
         already = len(plan.trials) - sum(len(chunk.trials) for chunk in left)
         watcher.started(plan, left)
         try:
-            with contextlib.closing(backend(left, store, watcher, stop)) as finished:
-                for chunk, trained in finished:
-                    store.write_part(chunk.id, trained)
-                    watcher.chunk_finished(chunk, trained)
-                    for row in trained:
-                        counts[row["status"]] += 1
+            while left:
+                with contextlib.closing(backend(left, store, watcher, stop)) as finished:
+                    for chunk, trained in finished:
+                        if not trained:
+                            store.does_not_fit(chunk)
+                            watcher.out_of_memory(chunk)
+                            continue
+                        store.write_part(chunk.id, trained)
+                        done |= {row["run_id"] for row in trained}
+                        watcher.chunk_finished(chunk, trained)
+                        for row in trained:
+                            counts[row["status"]] += 1
+                left = plan_lib.pending(plan, done, store.fits())  # what did not fit, in halves
         except KeyboardInterrupt:
             stop.set()
         interrupted = stop.is_set() and already + sum(counts.values()) < len(plan.trials)
@@ -159,7 +174,10 @@ def in_turn(trainer: Trainer) -> Backend:
     def run_chunks(
         left: Sequence[Chunk], store: Store, watcher: Watcher, stop: Stop
     ) -> Generator[tuple[Chunk, Sequence[Row]], None, None]:
+        too_many: dict[str, int] = {}  # trials, by cohort
         for chunk in left:
+            if len(chunk.trials) >= too_many.get(chunk.cohort, sys.maxsize):
+                continue  # it comes again, in halves
             raise_if(stop)
             watcher.chunk_started(chunk)
 
@@ -167,13 +185,17 @@ def in_turn(trainer: Trainer) -> Backend:
                 watcher.progress(chunk, progress)
                 raise_if(stop)
 
-            yield chunk, rows_of(chunk, store.checkpoints(chunk.id), trainer, on_progress)
+            rows = rows_of(chunk, store.checkpoints(chunk.id), trainer, on_progress)
+            if not rows:
+                too_many[chunk.cohort] = len(chunk.trials)
+            yield chunk, rows
 
     return run_chunks
 
 
 def rows_of(chunk: Chunk, folder: Path, trainer: Trainer, on_progress: Callable[[Progress], None]) -> Sequence[Row]:
-    """Trains a chunk, wherever that is: its rows, of status failed where training raised. folder: of its checkpoints.
+    """Trains a chunk, wherever that is: its rows, of status failed where training raised; none where fewer trials may
+    fit into memory. folder: of its checkpoints.
 
     Raises what is not a trial's own fault: InputError, OSError.
     """
@@ -183,8 +205,14 @@ def rows_of(chunk: Chunk, folder: Path, trainer: Trainer, on_progress: Callable[
     except (InputError, EngineInputError, OSError):
         raise
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-        return [failed_row(trial, reason) for trial in chunk.trials]
+        reason = f"{type(error).__name__}: {error}"
+        if memory.ran_out(error) and len(chunk.trials) == 1:
+            reason = f"out of memory, alone; set {memory.advice(chunk.base)} in the grid, and --retry-failed. {reason}"
+        elif memory.ran_out(error):
+            error.__traceback__ = None  # its frames hold arrays
+            gc.collect()
+            return []
+        return [failed_row(trial, " ".join(reason.split())[:500]) for trial in chunk.trials]
     assert [row["run_id"] for row in rows] == [t.run_id for t in chunk.trials], "rows are not of the chunk's trials"
     return rows
 

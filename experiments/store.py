@@ -3,6 +3,7 @@
     DIR/grid.json              the grid's name, its run ids, how it was cut into chunks; format version
     DIR/parts/<chunk>.parquet  run-table rows; a part appears whole or not at all, and is never changed
     DIR/checkpoints/<chunk>/   of chunks without a part
+    DIR/fits/<cohort>-N        empty: of that cohort more than N trials at a time ran out of memory; the least counts
     DIR/.lock                  held (flock) by the process that writes, or shared by shards; dies with it
     DIR/.lock-I-of-N           held by shard I
 
@@ -28,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from experiments.errors import InputError
-from experiments.plan import Plan
+from experiments.plan import Chunk, Plan
 from laws.runs import METADATA_KEY, SCHEMA_VERSION
 
 FORMAT = 1  # of grid.json and the layout
@@ -64,9 +65,9 @@ class Store:
         _write_atomic(part, lambda file: pq.write_table(_table(rows), file, write_page_checksum=True))
         shutil.rmtree(self.checkpoints(chunk_id), ignore_errors=True)
 
-    def read(self, columns: Sequence[str] = ()) -> pd.DataFrame:
+    def read(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """All rows so far, in the grid's order, one a run id; empty (no columns) when there are none. columns: these
-        beside the run id, by default all.
+        beside run id and status, by default all.
 
         Raises InputError naming the part file when one is damaged, foreign, or repeats a trial.
         """
@@ -74,7 +75,7 @@ class Store:
         source: dict[str, Path] = {}
         tables = []
         for part in sorted(self.path.glob("parts/*.parquet")):
-            table = _read_part(part, ["run_id", "status", *columns] if columns else None)
+            table = _read_part(part, None if columns is None else ["run_id", "status", *columns])
             for run_id in table.column("run_id").to_pylist():
                 if run_id not in place:
                     raise InputError(f"{part}: trial {run_id} is not of this grid; move that file elsewhere")
@@ -111,9 +112,24 @@ class Store:
                 count += len(statuses)
         return count
 
+    def fits(self) -> dict[str, int]:
+        """Trials at a time that fit into memory, by cohort, as far as some did not."""
+        found: dict[str, int] = {}
+        for file in self.path.glob("fits/*-*"):
+            cohort, _, n = file.name.partition("-")
+            found[cohort] = min(int(n), found.get(cohort, int(n)))
+        return found
+
+    def does_not_fit(self, chunk: Chunk) -> None:
+        """Notes, durably, that a chunk ran out of memory: half as many trials of its cohort are tried from now on."""
+        file = self.path / "fits" / f"{chunk.cohort}-{-(-len(chunk.trials) // 2)}"
+        file.parent.mkdir(exist_ok=True)
+        _write_atomic(file, lambda _: None)
+        shutil.rmtree(self.checkpoints(chunk.id), ignore_errors=True)
+
     def tidy(self) -> None:
         """Removes what a killed writer left: temporary files, checkpoints of chunks that have their part."""
-        for temporary in [*self.path.glob(".*.tmp"), *self.path.glob("parts/.*.tmp")]:
+        for temporary in [*self.path.glob(".*.tmp"), *self.path.glob("*/.*.tmp")]:
             temporary.unlink(missing_ok=True)
         for folder in self.path.glob("checkpoints/*"):
             if self._part(folder.name).exists():
