@@ -29,6 +29,7 @@ COMMANDS = {
     "check": ("check", "is a fit to be trusted? coverage, residuals, outliers, prior, in sentences"),
     "datasets": ("datasets", "the published run tables that can be named, and where they come from"),
     "report": ("report", "laws, hold-outs and pictures of your runs on one HTML page"),
+    "serve": ("serve", "a page in the browser on which posteriors are asked"),
     "train": ("train", "train one model"),
     "generate": ("generate", "let a trained model go on with a text"),
     "export": ("export", "write a trained model in Hugging Face's format"),
