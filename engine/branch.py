@@ -6,6 +6,8 @@ shorter "wsd") that did the same steps, and is then, bit for bit, the run that d
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,13 +29,14 @@ FREE = (
 
 
 def trunk(folder: str | Path, target: Any, trials: Sequence[TrainConfig]) -> checkpoint.Saved:
-    """The newest good checkpoint in `folder`, of a population that `trials` may branch from, in order.
+    """The newest good checkpoint in `folder` that `trials` may branch from, in order.
 
     target: as in `Checkpoints.restore`. Raises InputError where there is none, where a trial differs from its trunk in
-    more than `FREE`, or where the trunk's learning rates so far are not those of the trial.
+    more than `FREE`, or where none is early enough: before the trunk's learning rates are another's than the trial's.
     """
     with _opened(folder) as store:
-        saved = store.restore(target, check=lambda step, meta: _check(folder, step, meta, trials))
+        most = _check(folder, store, trials)
+        saved = store.restore(target, check=lambda step, meta: None, most=most)
     if saved is None:
         raise _nothing(folder)
     return saved
@@ -42,10 +45,19 @@ def trunk(folder: str | Path, target: Any, trials: Sequence[TrainConfig]) -> che
 def check(folder: str | Path, trials: Sequence[TrainConfig]) -> None:
     """Raises the InputError that `trunk` would, before anything is begun."""
     with _opened(folder) as store:
-        newest = store.newest()
-    if newest is None:
-        raise _nothing(folder)
-    _check(folder, *newest, trials)
+        _check(folder, store, trials)
+
+
+def constant_steps(config: TrainConfig) -> int:
+    """Steps of a wsd run until its learning rate decays, warm-up among them; or one less, since devices round the
+    division differently where the decay begins."""
+    return _constant_steps(config.steps, config.optim.decay_fraction, config.optim.warmup_steps)
+
+
+@functools.cache
+def _constant_steps(steps: int, decay_fraction: float, warmup_steps: int) -> int:
+    decay_steps = max(1.0, min(decay_fraction * steps, steps - warmup_steps))
+    return max(0, math.floor(steps - decay_steps - 1e-6 * steps))
 
 
 def _opened(folder: str | Path) -> checkpoint.Checkpoints:
@@ -58,12 +70,18 @@ def _nothing(folder: str | Path) -> InputError:
     return InputError(f"there is no checkpoint in {folder} to branch from; name a folder that a run was saved to")
 
 
-def _check(folder: str | Path, step: int, meta: dict[str, Any], trials: Sequence[TrainConfig]) -> None:
+def _check(folder: str | Path, store: checkpoint.Checkpoints, trials: Sequence[TrainConfig]) -> int:
+    """The last step after which trials may branch; raises InputError where no checkpoint is that early."""
+    newest, oldest = store.newest(), store.oldest_step()
+    if newest is None or oldest is None:
+        raise _nothing(folder)
+    step, meta = newest
     trunks = [config_lib.from_dict(values) for values in meta["configs"]]
     require(
         len(trunks) == len(trials),
         f"{folder} holds {len(trunks)} trials, so {len(trials)} cannot branch from it; branch as many",
     )
+    most = step
     for old, new in zip(trunks, trials):
         for name in config_lib.field_names():
             if not name.startswith(FREE):
@@ -72,20 +90,23 @@ def _check(folder: str | Path, step: int, meta: dict[str, Any], trials: Sequence
                     a == b,
                     f"{name} is {b}, but {a} in {folder}; a branch may differ from its trunk only in {', '.join(FREE)}",
                 )
+        most = min(most, old.steps, new.steps)
         require(
-            step <= min(old.steps, new.steps),
-            f"{folder} is at step {step}, past the {min(old.steps, new.steps)} steps of a run of "
+            oldest <= most,
+            f"{folder} is at step {oldest}, past the {min(old.steps, new.steps)} steps of a run of "
             f"{min(old.tokens, new.tokens):g} tokens; raise tokens, or branch from an earlier checkpoint",
         )
-        rates_old, rates_new = _rates(old, step), _rates(new, step)
+        rates_old, rates_new = _rates(old, most), _rates(new, most)
         other = np.flatnonzero(rates_old != rates_new)
         if len(other):
-            k = int(other[0])
-            raise InputError(
-                f"{folder} is at step {step}, but from step {k + 1} on its learning rate is not this run's "
-                f"({rates_old[k]:g}, here {rates_new[k]:g}); raise tokens, lower optim.decay_fraction, or branch from "
-                "an earlier checkpoint"
+            most = int(other[0])
+            require(
+                oldest <= most,
+                f"{folder} is at step {oldest}, but from step {most + 1} on its learning rate is not this run's "
+                f"({rates_old[most]:g}, here {rates_new[most]:g}); raise tokens, lower optim.decay_fraction, or branch "
+                "from an earlier checkpoint",
             )
+    return most
 
 
 def _rates(config: TrainConfig, n_steps: int) -> np.ndarray:

@@ -14,6 +14,7 @@ import math
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ class Keep:
     newest: int = 2
     every_steps: int = 0  # save at the multiples of it, and keep those; 0: none
     every_hours: float = 0.0  # keep the first, and the first after every so many hours; 0: none
+    at: tuple[int, ...] = ()  # save at these steps, and keep those
 
     def __post_init__(self) -> None:
         require(self.newest >= 1, f"keep.newest is {self.newest}; it must be at least 1")
@@ -107,13 +109,15 @@ class Checkpoints:
         with self._named():
             self._manager.wait_until_finished()
 
-    def restore(self, state: Any, *, check: Callable[[int, dict[str, Any]], None]) -> Saved | None:
-        """The newest good step, or None when there is none at all.
+    def restore(
+        self, state: Any, *, check: Callable[[int, dict[str, Any]], None], most: int = sys.maxsize
+    ) -> Saved | None:
+        """The newest good step, up to step `most`, or None when there is none at all.
 
         state: pytree of ShapeDtypeStruct with shardings (any mesh). check: given step and meta, raises InputError when
         this is not the population that is wanted (`of_trials`). Raises InputError also for steps but no good one.
         """
-        saved = self._newest(state, check)
+        saved = self._newest(state, check, most)
         if saved is not None and not self._read_only:
             for damaged in [s for s in self._manager.all_steps() if s > saved.step]:
                 shutil.rmtree(self.folder / str(damaged), ignore_errors=True)
@@ -124,9 +128,11 @@ class Checkpoints:
         """As `restore`, for whatever trials and optimizer: state as nested dicts of numpy arrays, named as on disk."""
         return self._newest(None, lambda step, meta: None)
 
-    def _newest(self, state: Any, check: Callable[[int, dict[str, Any]], None]) -> Saved | None:
+    def _newest(
+        self, state: Any, check: Callable[[int, dict[str, Any]], None], most: int = sys.maxsize
+    ) -> Saved | None:
         bad: list[str] = []
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        for step in sorted((s for s in self._manager.all_steps() if s <= most), reverse=True):
             try:
                 return self._read(step, state, check)
             except InputError:
@@ -149,6 +155,10 @@ class Checkpoints:
             except Exception:  # as in `restore`
                 continue
         return None
+
+    def oldest_step(self) -> int | None:
+        """None when there is none."""
+        return min(self._manager.all_steps(), default=None)
 
     def of_trials(self, run_ids: list[str]) -> Callable[[int, dict[str, Any]], None]:
         """A check that the saved trials are these."""
@@ -226,6 +236,8 @@ def _policy(keep: Keep) -> Any:
     chosen: list[Any] = [policies.LatestN(keep.newest)]
     if keep.every_steps:
         chosen.append(policies.EveryNSteps(keep.every_steps))
+    if keep.at:
+        chosen.append(policies.CustomSteps(list(keep.at)))
     if keep.every_hours:
         chosen.append(policies.EveryNSeconds(max(1, round(3600 * keep.every_hours))))
     return policies.AnyPreservationPolicy(chosen)

@@ -7,16 +7,15 @@ kept in the cache: the same run makes the same choice again, which rounding depe
 
 from __future__ import annotations
 
-import json
 import time
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from engine import cache, population, row, sizes, step
 from engine import config as config_lib
+from engine import measurements, population, sizes, step
 from engine import mesh as mesh_lib
 from engine.config import TrainConfig
 
@@ -25,27 +24,45 @@ ASSUMED = {"cpu": 2e10}  # FLOP/s, to tell how long a run is before it has begun
 STEPS, REPEATS = 2, 3  # of a measurement; the first call, which compiles, is left out
 
 
-def choose(config: TrainConfig, trials: list[TrainConfig], mesh: Mesh, call_steps: int) -> int:
+def choose(config: TrainConfig, trials: Sequence[TrainConfig], mesh: Mesh, call_steps: int) -> int:
     """`config.compute.lanes`, or the fastest of one (a device), four and all; all where the run is too short to tell.
 
     Always a divisor of the number of trials, and a multiple of the devices that share them.
     """
-    n, least = len(trials), mesh.shape["trial"]
-    fitting = [k for k in range(least, n + 1, least) if n % k == 0]
-    if config.compute.lanes:
-        return max((k for k in fitting if k <= config.compute.lanes), default=least)
-    candidates = sorted({fitting[0], max((k for k in fitting if k <= 4 * least), default=n), n})
-    flops = sum(sizes.flops_per_token(t.model, t.data.seq_len) * t.steps * t.batch_tokens for t in trials)
-    if len(candidates) == 1 or flops < WORTH * ASSUMED.get(jax.default_backend(), 1e14):
-        return n
-    file = cache.root() / "lanes.json"
-    known = _read(file)
-    key = json.dumps([row.device_name(), row.versions(), n, dict(mesh.shape), config_lib.structure(config)])
-    if known.get(key) not in candidates:
+    chosen = settled(config, trials, mesh)
+    if chosen is None:
+        candidates = _candidates(len(trials), mesh)
         seconds = {lanes: _seconds(config, trials, mesh, lanes, call_steps) for lanes in candidates}
-        known = _read(file) | {key: min(seconds, key=lambda lanes: seconds[lanes])}
-        _write(file, known)
-    return known[key]
+        chosen = min(seconds, key=lambda lanes: seconds[lanes])
+        measurements.keep("lanes", measurements.key(config, len(trials), mesh), chosen)
+    return chosen
+
+
+def settled(config: TrainConfig, trials: Sequence[TrainConfig], mesh: Mesh) -> int | None:
+    """What `choose` returns, where it would measure nothing; else None."""
+    n, candidates = len(trials), _candidates(len(trials), mesh)
+    if config.compute.lanes:
+        return max((k for k in _fitting(n, mesh) if k <= config.compute.lanes), default=mesh.shape["trial"])
+    flops = sum(sizes.flops_per_token(t.model, t.data.seq_len) * t.steps * t.batch_tokens for t in trials)
+    if len(candidates) == 1 or flops < WORTH * assumed_flops():
+        return n
+    known = measurements.known("lanes", measurements.key(config, n, mesh))
+    return known if known in candidates else None
+
+
+def _fitting(n: int, mesh: Mesh) -> list[int]:
+    least = mesh.shape["trial"]
+    return [k for k in range(least, n + 1, least) if n % k == 0]
+
+
+def _candidates(n: int, mesh: Mesh) -> list[int]:
+    fitting = _fitting(n, mesh)
+    return sorted({fitting[0], max((k for k in fitting if k <= 4 * mesh.shape["trial"]), default=n), n})
+
+
+def assumed_flops() -> float:
+    """FLOP/s of this process's device, about."""
+    return ASSUMED.get(jax.default_backend(), 1e14)
 
 
 def with_lanes(config: TrainConfig, lanes: int) -> TrainConfig:
@@ -53,7 +70,7 @@ def with_lanes(config: TrainConfig, lanes: int) -> TrainConfig:
     return config_lib.replace(config, {"compute.lanes": lanes})
 
 
-def _seconds(config: TrainConfig, trials: list[TrainConfig], mesh: Mesh, lanes: int, call_steps: int) -> float:
+def _seconds(config: TrainConfig, trials: Sequence[TrainConfig], mesh: Mesh, lanes: int, call_steps: int) -> float:
     """Of STEPS steps of all trials, the least of some; by the very program that the run would use."""
     hyper = jax.device_put(population.stack_hypers(trials), mesh_lib.trial_sharding(mesh))
     state = population.init_state(mesh, trials, hyper)
@@ -68,22 +85,3 @@ def _seconds(config: TrainConfig, trials: list[TrainConfig], mesh: Mesh, lanes: 
         jax.block_until_ready(metrics)
         times.append(time.perf_counter() - begun)
     return min(times[1:])
-
-
-def _read(file: Any) -> dict[str, int]:
-    try:
-        found = json.loads(file.read_text())
-        return found if isinstance(found, dict) else {}
-    except (OSError, ValueError):
-        return {}
-
-
-def _write(file: Any, known: dict[str, int]) -> None:
-    """Best effort: where the cache can't be written, it is measured again next time."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(known))
-        partial.replace(file)
-    except OSError:
-        pass

@@ -118,7 +118,7 @@ def train_population(
                 store.save(checkpoint.Saved(history.steps, state, history.so_far(), meta))
 
         tracing = stack.enter_context(Profile(profile, logs))
-        around = _Around(save, save_every_s, keep.every_steps, eval_every, log, tracing, asked, on_progress)
+        around = _Around(save, save_every_s, keep.every_steps, keep.at, eval_every, log, tracing, asked, on_progress)
         state = _advance(job, state, history, around)
         if store is not None:
             store.wait()
@@ -154,6 +154,11 @@ def check(config: TrainConfig, *, n_trials: int = 1) -> None:
     mesh_lib.state_sharding(_prepare(config, [{}] * n_trials).mesh, config.model, optim.method(config.optim))
 
 
+def call_steps(config: TrainConfig) -> int:
+    """Steps of one call of the compiled program."""
+    return max(1, min(MAX_CALL_STEPS, CALL_TOKENS // config.batch_tokens))
+
+
 @dataclass(frozen=True)
 class _Job:
     """What to train, on what, where."""
@@ -174,8 +179,7 @@ class _Job:
 
     @property
     def call_steps(self) -> int:
-        """Steps of one call of the compiled program."""
-        return max(1, min(MAX_CALL_STEPS, CALL_TOKENS // self.config.batch_tokens))
+        return call_steps(self.config)
 
     def with_lanes(self, wanted: int) -> _Job:
         config = lanes_lib.with_lanes(self.config, wanted)
@@ -209,8 +213,8 @@ def _start(
     start: Sequence[model_lib.Params] | None,
 ) -> tuple[step.State, float, _Job]:
     """The state to go on from and the seconds spent before: the last good checkpoint's (filling history), its own or
-    else its trunk's, or new; and the job with its lanes, which are those of the checkpoint, if they still fit the
-    mesh."""
+    else its trunk's, whose seconds are not its own, or new; and the job with its lanes, which are those of the
+    checkpoint, if they still fit the mesh."""
     wanted = job.config.compute.lanes
     if store is not None or branch_from is not None:
         target = jax.tree.map(
@@ -219,11 +223,12 @@ def _start(
             mesh_lib.state_sharding(job.mesh, job.config.model, optim.method(job.config.optim)),
         )
         saved = None if store is None else store.restore(target, check=store.of_trials(job.identity()["trials"]))
+        elapsed = 0.0 if saved is None else saved.meta["elapsed_s"]
         if saved is None and branch_from is not None:
             saved = branch.trunk(branch_from, target, job.trials)
         if saved is not None:
             history.extend(saved.history)
-            return saved.state, saved.meta["elapsed_s"], job.with_lanes(wanted or saved.meta["lanes"])
+            return saved.state, elapsed, job.with_lanes(wanted or saved.meta["lanes"])
     state = population.init_state(job.mesh, job.trials, job.hyper_G)
     if start is not None:
         state = state._replace(params=population.placed(job.mesh, job.trials, start))
@@ -237,6 +242,7 @@ class _Around:
     save: Callable[[step.State], None]
     save_every_s: float
     save_every_steps: int  # at the multiples of it, beside; 0: at none
+    save_at: tuple[int, ...]  # and at these steps
     eval_every: int  # as well
     log: logs_lib.Logs
     profile: Profile
@@ -246,7 +252,11 @@ class _Around:
     def room(self, done: int) -> int:
         """Steps until something is to be done between two steps."""
         borders = [done + every - done % every for every in (self.save_every_steps, self.eval_every) if every]
-        return min([b for b in (*borders, *self.profile.borders) if b > done], default=sys.maxsize) - done
+        borders += [*self.save_at, *self.profile.borders]
+        return min([b for b in borders if b > done], default=sys.maxsize) - done
+
+    def to_save(self, done: int) -> bool:
+        return done in self.save_at or bool(self.save_every_steps and done % self.save_every_steps == 0)
 
     def request_to_stop(self, progress: Callable[[], Progress] | None) -> BaseException | None:
         """What SIGTERM or on_progress wants to end the run with. progress: None before the first metrics."""
@@ -312,8 +322,7 @@ def _advance(job: _Job, state: step.State, history: History, around: _Around) ->
             request = around.request_to_stop(
                 (lambda: history.progress(pace, tokens_per_step, peak)) if history.steps else None
             )
-            due = around.save_every_steps and done % around.save_every_steps == 0
-            if request is not None or due or time.monotonic() - last_save > around.save_every_s:
+            if request is not None or around.to_save(done) or time.monotonic() - last_save > around.save_every_s:
                 read_all_but(0)
                 around.save(state)
                 saved, last_save = done, time.monotonic()

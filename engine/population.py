@@ -86,6 +86,25 @@ def compiled_train_steps(program: step.Program, mesh: Mesh) -> Any:
     )
 
 
+def lowered_train_steps(config: TrainConfig, trials: Sequence[TrainConfig], mesh: Mesh, call_steps: int) -> Any:
+    """`compiled_train_steps` as it is called, before it is compiled; no array is made."""
+    program, hyper = step.program(config), stack_hypers(trials)
+    seeds, stds = np.zeros(len(trials), np.uint32), np.ones(len(trials), np.float32)
+
+    def abstract(shape: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
+    shapes = jax.eval_shape(partial(step.init_state, config.model, program.method), seeds, stds, hyper)
+    state = jax.tree.map(abstract, shapes, mesh_lib.state_sharding(mesh, config.model, program.method))
+    tokens = np.empty((call_steps, config.batch_size, config.data.seq_len + 1), np.int32)
+    return compiled_train_steps(program, mesh).lower(
+        state,
+        abstract(tokens, mesh_lib.batch_sharding(mesh, steps_axis=True)),
+        abstract(np.int32(0), mesh_lib.replicated(mesh)),
+        jax.tree.map(lambda x: abstract(x, mesh_lib.trial_sharding(mesh)), hyper),
+    )
+
+
 @lru_cache(maxsize=64)
 def compiled_eval_step(program: step.Program, mesh: Mesh) -> Any:
     """`step.eval_step` jitted for a mesh: (params_G, tokens_BT1, weights_BT) -> [G]."""

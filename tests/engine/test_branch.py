@@ -1,9 +1,10 @@
 """A run that branches from a trunk is, bit for bit, the run that did all its steps itself."""
 
+import numpy as np
 import pytest
 
 import engine
-from engine import InputError
+from engine import InputError, branch
 from engine import config as config_lib
 from tests.engine.test_checkpoint import Stop, same, steps_in, stop_at
 
@@ -63,6 +64,33 @@ def test_a_wsd_run_is_a_trunk_until_it_decays(tiny, tmp_path):
     assert steps_in(tmp_path)[-1] <= 16
     branch = engine.train_population(wsd(tiny, 20), HYPERS, branch_from=tmp_path)
     same(branch, engine.train_population(wsd(tiny, 20), HYPERS))
+
+
+def test_the_longest_run_is_the_trunk_of_shorter_ones(tiny, tmp_path):
+    """It has its own last checkpoint then, and those that the others want."""
+    longest = wsd(tiny, 30)
+    at = tuple(branch.constant_steps(wsd(tiny, steps)) for steps in (10, 20))
+    assert at == (7, 15)
+    engine.train_population(longest, HYPERS, folder=tmp_path, keep=engine.Keep(at=at, newest=1))
+    assert steps_in(tmp_path) == [7, 15, 30]
+    for steps in (20, 10):
+        seen: list[int] = []
+        how = {"branch_from": tmp_path, "on_progress": lambda p, seen=seen: seen.append(p.step)}
+        same(
+            engine.train_population(wsd(tiny, steps), HYPERS, **how), engine.train_population(wsd(tiny, steps), HYPERS)
+        )
+        assert seen[0] >= branch.constant_steps(wsd(tiny, steps))  # the first steps were not trained again
+    assert steps_in(tmp_path) == [7, 15, 30]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 20, 333, 1024, 99_999])
+@pytest.mark.parametrize("decay_fraction", [0.1, 0.2, 1 / 3, 1.0])
+def test_where_the_decay_begins_is_where_the_compiled_rates_say(steps, decay_fraction, tiny):
+    for warmup in {0, min(1, steps - 1), steps // 2}:
+        config = wsd(tiny, steps, **{"optim.decay_fraction": decay_fraction, "optim.warmup_steps": warmup})
+        steady = branch._rates(config, steps) == branch._rates(lasting(config, steps, "constant"), steps)
+        exact = steps if steady.all() else int(np.argmin(steady))
+        assert exact - 1 <= branch.constant_steps(config) <= exact
 
 
 @pytest.mark.parametrize(

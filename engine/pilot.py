@@ -1,0 +1,120 @@
+"""What a population costs on this machine, measured: its program is compiled and trains for some steps.
+
+Pilots of two lengths run the very code of a long run. Their difference is what steps cost, with batches and logs; the
+rest is what every population costs beside: first weights, evaluation, checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jax.sharding import Mesh
+
+from engine import config as config_lib
+from engine import lanes, loop, measurements, memory, population, sizes
+from engine import mesh as mesh_lib
+from engine.config import TrainConfig
+
+SHORT = 4  # steps of the short pilots
+LASTING = 2.0  # seconds, about, of the long one
+MOST_STEPS = 4096  # of the long one
+LONGEST_STEP = 10.0  # seconds: where a step is thought to take longer, there is no pilot
+ROOM = 0.9  # of the memory that is available, for a program
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of a population of `n_trials`."""
+
+    n_trials: int
+    bytes: int  # of a device
+    fits: bool
+    compile_s: float = math.nan  # by the compiler, the first time; later it is read from a disk
+    start_s: float = math.nan  # by a process's first population, beside: tracing, reading what was compiled
+    fixed_s: float = math.nan  # by every population, whatever its steps
+    step_s: float = math.nan  # by a step of all trials
+
+
+def too_slow(config: TrainConfig, n_trials: int) -> bool:
+    """True where a step is thought to take so long that no pilot is worth it."""
+    flops = sizes.flops_per_token(config.model, config.data.seq_len) * config.batch_tokens * n_trials
+    return flops / lanes.assumed_flops() > LONGEST_STEP
+
+
+def known(trials: Sequence[TrainConfig]) -> Cost | None:
+    """What an earlier `measure` on such devices found; None where there was none."""
+    mesh = _mesh(trials)
+    n_lanes = lanes.settled(trials[0], trials, mesh)
+    found = measurements.known("pilots", _key(trials, mesh, n_lanes)) if n_lanes else None
+    try:
+        return Cost(**found) if found else None
+    except TypeError:
+        return None
+
+
+def measure(trials: Sequence[TrainConfig]) -> Cost:
+    """Of trials of one program, as `engine.train_population` would train them. Kept in the cache; of what does not fit
+    only the bytes are known.
+
+    Takes as long as compiling, and some seconds.
+    """
+    mesh, n, config, call_steps = _mesh(trials), len(trials), trials[0], loop.call_steps(trials[0])
+
+    def compiled(n_lanes: int) -> tuple[float, float, int]:
+        begun = time.monotonic()
+        lowered = population.lowered_train_steps(lanes.with_lanes(config, n_lanes), trials, mesh, call_steps)
+        traced = time.monotonic()
+        made = lowered.compile()
+        return traced - begun, time.monotonic() - traced, memory.of_program(made)
+
+    n_lanes = config.compute.lanes or n
+    trace_s, compile_s, size = compiled(n_lanes)
+    if size > ROOM * memory.available():
+        return Cost(n, size, False)
+    chosen = lanes.choose(config, trials, mesh, call_steps)
+    if chosen != n_lanes:
+        trace_s, compile_s, size = compiled(chosen)
+    first, short = _seconds(trials, chosen, SHORT), _seconds(trials, chosen, SHORT)
+    steps, spent = SHORT, short
+    while spent < LASTING and steps < MOST_STEPS:
+        steps *= 4
+        spent = _seconds(trials, chosen, steps)
+    step_s = max(0.0, spent - short) / (steps - SHORT) if steps > SHORT else short / SHORT
+    cost = Cost(
+        n,
+        size,
+        True,
+        compile_s=compile_s,
+        start_s=trace_s + max(0.0, first - short),
+        fixed_s=max(0.0, short - SHORT * step_s),
+        step_s=step_s,
+    )
+    measurements.keep("pilots", _key(trials, mesh, chosen), dataclasses.asdict(cost))
+    return cost
+
+
+def _mesh(trials: Sequence[TrainConfig]) -> Mesh:
+    config = trials[0]
+    batch_size = config.compute.micro_batch or config.batch_size
+    return mesh_lib.make_mesh(config.mesh, n_trials=len(trials), batch_size=batch_size)
+
+
+def _key(trials: Sequence[TrainConfig], mesh: Mesh, n_lanes: int) -> str:
+    return measurements.key(lanes.with_lanes(trials[0], n_lanes), len(trials), mesh)
+
+
+def _seconds(trials: Sequence[TrainConfig], n_lanes: int, steps: int) -> float:
+    """Of training for so many steps, at a learning rate at which nothing diverges, into a folder that goes."""
+    config = lanes.with_lanes(trials[0], n_lanes)
+    changes = {"tokens": steps * config.batch_tokens, "optim.warmup_steps": 0, "optim.lr": 1e-6, "optim.final_lr": 0.0}
+    hypers = [{**config_lib.hypers(t), **changes} for t in trials]
+    with tempfile.TemporaryDirectory() as folder:
+        begun = time.monotonic()
+        loop.train_population(config, hypers, folder=Path(folder) / "run", logs=Path(folder) / "logs")
+        return time.monotonic() - begun
