@@ -35,6 +35,7 @@ class Cost:
     n_trials: int
     bytes: int  # of a device
     fits: bool
+    # Seconds, NaN where it does not fit:
     compile_s: float = math.nan  # by the compiler, the first time; later it is read from a disk
     start_s: float = math.nan  # by a process's first population, beside: tracing, reading what was compiled
     fixed_s: float = math.nan  # by every population, whatever its steps
@@ -48,14 +49,15 @@ def too_slow(config: TrainConfig, n_trials: int) -> bool:
 
 
 def known(trials: Sequence[TrainConfig]) -> Cost | None:
-    """What an earlier `measure` on such devices found; None where there was none."""
+    """What an earlier `measure` on such devices found; None where there was none, or what did not fit then does now."""
     mesh = _mesh(trials)
-    n_lanes = lanes.settled(trials[0], trials, mesh)
-    found = measurements.known("pilots", _key(trials, mesh, n_lanes)) if n_lanes else None
+    n_lanes = lanes.settled(trials[0], trials, mesh) or len(trials)
+    found = measurements.known("pilots", _key(trials, mesh, n_lanes))
     try:
-        return Cost(**found) if found else None
+        cost = Cost(**found) if found else None
     except TypeError:
         return None
+    return None if cost is not None and not cost.fits and _fits(cost.bytes) else cost
 
 
 def measure(trials: Sequence[TrainConfig]) -> Cost:
@@ -75,8 +77,10 @@ def measure(trials: Sequence[TrainConfig]) -> Cost:
 
     n_lanes = config.compute.lanes or n
     trace_s, compile_s, size = compiled(n_lanes)
-    if size > ROOM * memory.available():
-        return Cost(n, size, False)
+    if not _fits(size):
+        cost = Cost(n, size, False)
+        measurements.keep("pilots", _key(trials, mesh, n_lanes), dataclasses.asdict(cost))
+        return cost
     chosen = lanes.choose(config, trials, mesh, call_steps)
     if chosen != n_lanes:
         trace_s, compile_s, size = compiled(chosen)
@@ -97,6 +101,10 @@ def measure(trials: Sequence[TrainConfig]) -> Cost:
     )
     measurements.keep("pilots", _key(trials, mesh, chosen), dataclasses.asdict(cost))
     return cost
+
+
+def _fits(size: float) -> bool:
+    return size <= ROOM * memory.available()
 
 
 def _mesh(trials: Sequence[TrainConfig]) -> Mesh:

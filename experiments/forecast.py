@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -68,10 +69,11 @@ def sizes_that_pay(plan: Plan, costs: Mapping[str, Cost]) -> dict[str, int]:
     return {cohort: cost.n_trials for cohort, cost in costs.items() if cost.n_trials != planned[cohort]}
 
 
-def forecast(plan: Plan, left: Sequence[Chunk], costs: Mapping[str, Cost], *, ready: Collection[str] = ()) -> Forecast:
-    """Of `left`, in that order, by the costs of `plan`'s cohorts. ready: cohorts whose program this process has.
-
-    Raises ValueError without a single cost of a program that fits.
+def forecast(
+    plan: Plan, left: Sequence[Chunk], costs: Mapping[str, Cost], *, ready: Collection[str] = ()
+) -> Forecast | None:
+    """Of `left`, in that order, by the costs of `plan`'s cohorts; None where none is known. ready: cohorts whose
+    program this process has.
     """
     measured = sorted(
         ((_step_flops(chunk), costs[chunk.cohort]) for chunk in _representatives(plan) if chunk.cohort in costs),
@@ -79,7 +81,7 @@ def forecast(plan: Plan, left: Sequence[Chunk], costs: Mapping[str, Cost], *, re
     )
     measured = [(flops, cost) for flops, cost in measured if math.isfinite(cost.step_s)]
     if not measured:
-        raise ValueError("no cost is known")
+        return None
     seen: set[tuple[str, int]] = set()
     by_chunk: dict[str, float] = {}
     training = compiling = 0.0
@@ -88,7 +90,7 @@ def forecast(plan: Plan, left: Sequence[Chunk], costs: Mapping[str, Cost], *, re
         own = own if own is not None and math.isfinite(own.step_s) else None
         cost = own or _interpolated(_step_flops(chunk), measured)
         n = len(chunk.trials)
-        steps_s = cost.step_s * n / cost.n_trials * chunk.base.steps
+        steps_s = cost.step_s * n / cost.n_trials * (chunk.base.steps - chunk.shared_steps)
         start_s = 0.0
         if (chunk.cohort, n) not in seen:
             seen.add((chunk.cohort, n))
@@ -101,9 +103,9 @@ def forecast(plan: Plan, left: Sequence[Chunk], costs: Mapping[str, Cost], *, re
     return Forecast(by_chunk, training, compiling, beside, len(cohorts & costs.keys()), len(cohorts))
 
 
-def pays(plan: Plan, left: Sequence[Chunk]) -> bool:
+def pays(plan: Plan) -> bool:
     """True where a run is long enough for pilots to be a small part of it."""
-    return sum(chunk.flops for chunk in left) > WORTH * lanes.assumed_flops()
+    return sum(chunk.flops for chunk in plan.chunks) > WORTH * lanes.assumed_flops()
 
 
 def _interpolated(step_flops: float, measured: Sequence[tuple[float, Cost]]) -> Cost:
@@ -142,10 +144,14 @@ def _representatives(plan: Plan) -> list[Chunk]:
 
 
 def _known(chunk: Chunk) -> Cost | None:
-    try:
-        return pilot.known(chunk.trials)
-    except InputError:  # its mesh is not to be had here
-        return None
+    """Of as many trials, or of a half, a quarter, ... where it is known that more don't fit."""
+    n, cost = len(chunk.trials), None
+    with contextlib.suppress(InputError):  # its mesh is not to be had here
+        cost = pilot.known(chunk.trials)
+        while cost is not None and not cost.fits and n > 1:
+            n = -(-n // 2)
+            cost = pilot.known(chunk.trials[:n])
+    return cost
 
 
 def _too_slow(chunk: Chunk) -> bool:

@@ -6,13 +6,14 @@ import hashlib
 import itertools
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from engine import config as config_lib
 from engine import sizes
 from engine.config import TrainConfig
 from experiments import grid
+from experiments import trunks as trunks_lib
 
 MAX_TRIALS = 16  # trials of one program at most
 
@@ -22,15 +23,20 @@ class Chunk:
     """Trials that train together in one program: same structure, same recipe, same number of steps."""
 
     trials: tuple[TrainConfig, ...]
+    # With shared trunks (`experiments.trunks`):
+    trunk: str | None = None  # the chunk whose checkpoints it goes on from
+    shared_steps: int = 0  # its first steps, which that one trains
+    keep_at: tuple[int, ...] = ()  # steps at which others go on from this one
 
     @cached_property
     def id(self) -> str:
         """Hash of its run ids: 16 hex digits. Names its part file and its checkpoints."""
-        return hashlib.blake2b("\n".join(t.run_id for t in self.trials).encode(), digest_size=8).hexdigest()
+        return _digest("\n".join(t.run_id for t in self.trials))
 
     @cached_property
     def flops(self) -> float:
-        return sum(trial_flops(t) for t in self.trials)
+        """Of the steps that it trains itself."""
+        return sum(trial_flops(t) for t in self.trials) * (1 - self.shared_steps / self.base.steps)
 
     @cached_property
     def program(self) -> tuple[str, int]:
@@ -40,7 +46,7 @@ class Chunk:
     @cached_property
     def cohort(self) -> str:
         """Hash of its structure: 16 hex digits."""
-        return hashlib.blake2b(config_lib.structure(self.base).encode(), digest_size=8).hexdigest()
+        return _digest(config_lib.structure(self.base))
 
     @property
     def base(self) -> TrainConfig:
@@ -61,6 +67,8 @@ class Plan:
     chunks: tuple[Chunk, ...]
     repeats: int  # trials that were dropped because the grid had them twice
     max_trials: int
+    cut: Mapping[str, int] = field(default_factory=dict)  # trials of a chunk at most, by cohort, where it is another
+    trunks: bool = False  # shared
 
     @cached_property
     def run_ids(self) -> tuple[str, ...]:
@@ -68,7 +76,12 @@ class Plan:
 
     @cached_property
     def flops(self) -> float:
-        return sum(chunk.flops for chunk in self.chunks)
+        return sum(trial_flops(t) for t in self.trials)
+
+    @cached_property
+    def saved_flops(self) -> float:
+        """Of it, what shared trunks save."""
+        return self.flops - sum(chunk.flops for chunk in self.chunks) if self.trunks else 0.0
 
     @property
     def programs(self) -> int:
@@ -77,30 +90,45 @@ class Plan:
 
     @property
     def cohorts(self) -> list[tuple[Chunk, ...]]:
-        """Chunks grouped by compiled program, in order."""
-        groups: dict[str, list[Chunk]] = {}
-        for chunk in self.chunks:
-            groups.setdefault(chunk.program[0], []).append(chunk)
-        return [tuple(chunks) for chunks in groups.values()]
+        """Chunks grouped by structure, in order."""
+        return by_cohort(self.chunks)
 
 
-def make_plan(name: str, trials: Sequence[TrainConfig], *, max_trials: int = MAX_TRIALS) -> Plan:
-    """Groups trials into chunks of at most max_trials. Deterministic: the same grid gives the same chunks.
+def make_plan(
+    name: str,
+    trials: Sequence[TrainConfig],
+    *,
+    max_trials: int = MAX_TRIALS,
+    cut: Mapping[str, int] | None = None,
+    trunks: bool = False,
+) -> Plan:
+    """Groups trials into chunks of at most max_trials (or `cut`). Deterministic: the same grid gives the same chunks.
 
     Trials of one cohort but different numbers of steps go to different chunks, so that none waits, dead, for another.
+    trunks: chunks that differ only in how they end share one (`experiments.trunks`).
     """
     assert max_trials >= 1
-    distinct = grid.unique(trials)
-    cohorts: dict[str, dict[tuple[str, int], list[TrainConfig]]] = {}
+    distinct, cut = grid.unique(trials), cut or {}
+    cohorts: dict[str, list[TrainConfig]] = {}
     for trial in distinct:
-        groups = cohorts.setdefault(config_lib.structure(trial), {})
-        groups.setdefault((trial.recipe, trial.steps), []).append(trial)
-    chunked = [
-        [chunk for key in sorted(groups) for chunk in _chunks(groups[key], max_trials)] for groups in cohorts.values()
-    ]
+        cohorts.setdefault(config_lib.structure(trial), []).append(trial)
+    chunked = []
+    for structure, cohort in cohorts.items():
+        groups = trunks_lib.groups(cohort) if trunks else _by_steps(cohort)
+        most = cut.get(_digest(structure), max_trials) if cut else max_trials
+        chunks = [chunk for group in groups for chunk in _chunks(group, most)]
+        chunked.append(trunks_lib.shared(chunks) if trunks else chunks)
     chunked.sort(key=lambda chunks: sum(c.flops for c in chunks))
-    chunks = tuple(chunk for cohort in chunked for chunk in cohort)
-    return Plan(name, tuple(distinct), chunks, len(trials) - len(distinct), max_trials)
+    in_order = tuple(chunk for cohort in chunked for chunk in cohort)
+    return Plan(name, tuple(distinct), in_order, len(trials) - len(distinct), max_trials, cut, trunks)
+
+
+def by_cohort(chunks: Sequence[Chunk]) -> list[tuple[Chunk, ...]]:
+    """Chunks grouped by structure, in order."""
+    groups: dict[str, list[Chunk]] = {}
+    for chunk in chunks:
+        groups.setdefault(chunk.program[0], []).append(chunk)
+    return [tuple(chunks) for chunks in groups.values()]
 
 
 def pending(plan: Plan, done: Collection[str], fits: Mapping[str, int] | None = None) -> list[Chunk]:
@@ -110,7 +138,11 @@ def pending(plan: Plan, done: Collection[str], fits: Mapping[str, int] | None = 
     """
     done = set(done)
     left = []
-    for chunk in _that_fit(plan.chunks, fits) if fits else plan.chunks:
+    chunks: Sequence[Chunk] = plan.chunks
+    if fits:
+        chunks = _that_fit(chunks, fits)
+        chunks = trunks_lib.shared(chunks) if plan.trunks else chunks
+    for chunk in chunks:
         missing = tuple(t for t in chunk.trials if t.run_id not in done)
         if missing:
             left.append(chunk if len(missing) == len(chunk.trials) else Chunk(missing))
@@ -127,14 +159,16 @@ def _that_fit(chunks: Sequence[Chunk], fits: Mapping[str, int]) -> list[Chunk]:
 
 
 def shard(chunks: Sequence[Chunk], index: int, of: int) -> list[Chunk]:
-    """Part `index` (from 0) of `of`: every chunk in one part, the parts of like FLOPs. Deterministic."""
-    loads, parts = [0.0] * of, [[] for _ in range(of)]  # type: tuple[list[float], list[list[Chunk]]]
-    for chunk in sorted(chunks, key=lambda c: (-c.flops, c.id)):
-        least = loads.index(min(loads))
-        loads[least] += chunk.flops
-        parts[least].append(chunk)
-    chosen = {chunk.id for chunk in parts[index]}
-    return [chunk for chunk in chunks if chunk.id in chosen]
+    """Part `index` (from 0) of `of`: every chunk in one part, a trunk and its branches in the same, the parts of like
+    FLOPs. Deterministic."""
+    flops: dict[str, float] = {}
+    for chunk in chunks:
+        flops[chunk.trunk or chunk.id] = flops.get(chunk.trunk or chunk.id, 0.0) + chunk.flops
+    loads, part = [0.0] * of, {}  # type: tuple[list[float], dict[str, int]]
+    for key in sorted(flops, key=lambda key: (-flops[key], key)):
+        part[key] = loads.index(min(loads))
+        loads[part[key]] += flops[key]
+    return [chunk for chunk in chunks if part[chunk.trunk or chunk.id] == index]
 
 
 @dataclass(frozen=True)
@@ -170,6 +204,17 @@ def trial_flops(config: TrainConfig) -> float:
     """Training FLOPs of a trial, analytic (`engine.sizes.flops_per_token`)."""
     tokens = config.steps * config.batch_tokens
     return sizes.flops_per_token(config.model, config.data.seq_len) * tokens
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _by_steps(trials: Sequence[TrainConfig]) -> list[list[TrainConfig]]:
+    groups: dict[tuple[str, int], list[TrainConfig]] = {}
+    for trial in trials:
+        groups.setdefault((trial.recipe, trial.steps), []).append(trial)
+    return [groups[key] for key in sorted(groups)]
 
 
 def _chunks(trials: Sequence[TrainConfig], max_trials: int) -> list[Chunk]:

@@ -93,7 +93,8 @@ class _Share(Watcher):
 
     def progress(self, chunk: Chunk, progress: EngineProgress) -> None:
         self.compiling_s.setdefault(chunk.program, time.monotonic() - self.chunk_began)
-        self.now = chunk.flops * progress.step / progress.total_steps
+        own = progress.step - chunk.shared_steps, progress.total_steps - chunk.shared_steps
+        self.now = chunk.flops * max(0, own[0]) / max(1, own[1])
 
     def chunk_finished(self, chunk: Chunk, rows: Sequence[Row]) -> None:
         self.done, self.now = self.done + chunk.flops, 0.0

@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -88,9 +89,16 @@ class Summary:
 
 
 def train_chunk(chunk: Chunk, folder: Path, on_progress: Callable[[Progress], None], **how: Any) -> list[Row]:
-    """The real trainer: the chunk as one population. how: arguments of `engine.train_population`."""
+    """The real trainer: the chunk as one population, from its trunk on if it has one. how: arguments of
+    `engine.train_population`."""
     import engine
 
+    if chunk.keep_at:
+        how["keep"] = engine.Keep(at=chunk.keep_at)
+    if chunk.trunk:
+        with contextlib.suppress(EngineInputError):  # its checkpoints are gone: it trains all steps itself
+            engine.branch.check(folder.parent / chunk.trunk, chunk.trials)
+            how["branch_from"] = folder.parent / chunk.trunk
     results = engine.train_population(chunk.base, chunk.hypers, folder=folder, on_progress=on_progress, **how)
     return [result.row for result in results]
 
@@ -116,6 +124,7 @@ def run(
     trained in halves, and so are those of its cohort that follow. What is not a trial's own fault ends the run instead:
     InputError (bad config or data) and OSError (disk full). Rows so far are safe then too.
     """
+    one_by_one = backend is None
     backend = backend or in_turn(trainer or partial(train_chunk, logs=store.path / LOGS))
     watcher = watcher or Watcher()
     started = time.monotonic()
@@ -125,29 +134,35 @@ def run(
         ours = {t.run_id for chunk in plan.chunks for t in chunk.trials}
         plan = dataclasses.replace(plan, trials=tuple(t for t in plan.trials if t.run_id in ours))
     with store.lock(shard), _stop_on_signal(watcher) as stop:
-        if shard is None:
-            store.tidy()  # no other writes
         if retry_failed:
             store.discard_failed(plan.run_ids)
         rows = store.read(())
         done = set(rows["run_id"]) if len(rows) else set()
         left = plan_lib.pending(plan, done, store.fits())
+        if shard is None:
+            store.tidy({chunk.trunk for chunk in left if chunk.trunk})  # no other writes
         already = len(plan.trials) - sum(len(chunk.trials) for chunk in left)
         watcher.started(plan, left)
         try:
             while left:
-                with contextlib.closing(backend(left, store, watcher, stop)) as finished:
+                branches = Counter(chunk.trunk for chunk in left)  # by the trunk that they wait for
+                trunks = {chunk.id for chunk in left if chunk.keep_at}
+                now = left if one_by_one else [chunk for chunk in left if chunk.trunk not in trunks]
+                with contextlib.closing(backend(now, store, watcher, stop)) as finished:
                     for chunk, trained in finished:
                         if not trained:
                             store.does_not_fit(chunk)
                             watcher.out_of_memory(chunk)
                             continue
-                        store.write_part(chunk.id, trained)
+                        store.write_part(chunk.id, trained, keep_checkpoints=branches[chunk.id] > 0)
                         done |= {row["run_id"] for row in trained}
+                        branches[chunk.trunk] -= 1
+                        if chunk.trunk and not branches[chunk.trunk]:
+                            store.drop_checkpoints(chunk.trunk)
                         watcher.chunk_finished(chunk, trained)
                         for row in trained:
                             counts[row["status"]] += 1
-                left = plan_lib.pending(plan, done, store.fits())  # what did not fit, in halves
+                left = plan_lib.pending(plan, done, store.fits())  # what did not fit, in halves; what waited
         except KeyboardInterrupt:
             stop.set()
         interrupted = stop.is_set() and already + sum(counts.values()) < len(plan.trials)

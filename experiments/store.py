@@ -1,6 +1,7 @@
 """The results folder: what was planned, one Parquet part per finished chunk, checkpoints of unfinished ones.
 
     DIR/grid.json              the grid's name, its run ids, how it was cut into chunks; format version
+    DIR/forecast*.json         seconds that each trial was thought to take, by its run id; of a shard its own file
     DIR/parts/<chunk>.parquet  run-table rows; a part appears whole or not at all, and is never changed
     DIR/checkpoints/<chunk>/   of chunks without a part
     DIR/fits/<cohort>-N        empty: of that cohort more than N trials at a time ran out of memory; the least counts
@@ -50,19 +51,25 @@ class Store:
     run_ids: tuple[str, ...]
     flops: float  # of the whole grid
     max_trials: int  # of one program
+    cut: Mapping[str, int]  # other numbers, by cohort
+    trunks: bool  # shared
 
     def checkpoints(self, chunk_id: str) -> Path:
         """Folder of a chunk's checkpoints; need not exist."""
         return self.path / "checkpoints" / chunk_id
 
-    def write_part(self, chunk_id: str, rows: Sequence[Row]) -> None:
+    def write_part(self, chunk_id: str, rows: Sequence[Row], *, keep_checkpoints: bool = False) -> None:
         """Rows of a finished chunk, durably: on disk when this returns, whole or not at all if killed.
 
-        Its checkpoints go after that. Raises OSError when the disk refuses.
+        Its checkpoints go after that, if none goes on from them. Raises OSError when the disk refuses.
         """
         part = self._part(chunk_id)
         part.parent.mkdir(exist_ok=True)
         _write_atomic(part, lambda file: pq.write_table(_table(rows), file, write_page_checksum=True))
+        if not keep_checkpoints:
+            self.drop_checkpoints(chunk_id)
+
+    def drop_checkpoints(self, chunk_id: str) -> None:
         shutil.rmtree(self.checkpoints(chunk_id), ignore_errors=True)
 
     def read(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
@@ -125,14 +132,29 @@ class Store:
         file = self.path / "fits" / f"{chunk.cohort}-{-(-len(chunk.trials) // 2)}"
         file.parent.mkdir(exist_ok=True)
         _write_atomic(file, lambda _: None)
-        shutil.rmtree(self.checkpoints(chunk.id), ignore_errors=True)
+        self.drop_checkpoints(chunk.id)
 
-    def tidy(self) -> None:
-        """Removes what a killed writer left: temporary files, checkpoints of chunks that have their part."""
+    def forecast(self) -> dict[str, float]:
+        """Seconds that trials were thought to take, by run id."""
+        found: dict[str, float] = {}
+        for file in sorted(self.path.glob("forecast*.json")):
+            with contextlib.suppress(ValueError, OSError):  # it is no more than a forecast
+                found |= json.loads(file.read_bytes())
+        return found
+
+    def write_forecast(self, seconds: Mapping[str, float], shard: tuple[int, int] | None = None) -> None:
+        """Beside what is there already."""
+        name = "forecast.json" if shard is None else f"forecast-{shard[0]}-of-{shard[1]}.json"
+        text = json.dumps({**self.forecast(), **{run_id: float(f"{s:.4g}") for run_id, s in seconds.items()}})
+        _write_atomic(self.path / name, lambda file: file.write(text.encode()))
+
+    def tidy(self, needed: Collection[str] = ()) -> None:
+        """Removes what a killed writer left: temporary files, checkpoints of chunks that have their part, but for those
+        that others go on from."""
         for temporary in [*self.path.glob(".*.tmp"), *self.path.glob("*/.*.tmp")]:
             temporary.unlink(missing_ok=True)
         for folder in self.path.glob("checkpoints/*"):
-            if self._part(folder.name).exists():
+            if self._part(folder.name).exists() and folder.name not in needed:
                 shutil.rmtree(folder, ignore_errors=True)
 
     @contextlib.contextmanager
@@ -189,13 +211,15 @@ def create(path: str | Path, plan: Plan) -> Store:
         check_same(found, plan)
         return found
     path = Path(path).expanduser()
-    store = Store(path, plan.name, plan.run_ids, plan.flops, plan.max_trials)
+    store = Store(path, plan.name, plan.run_ids, plan.flops, plan.max_trials, plan.cut, plan.trunks)
     meta = {
         "format": FORMAT,
         "grid": plan.name,
         "trials": len(plan.run_ids),
         "flops": plan.flops,
         "max_trials": plan.max_trials,
+        "cut": dict(plan.cut),
+        "trunks": plan.trunks,
         "run_ids": plan.run_ids,
     }
     try:
@@ -234,7 +258,8 @@ def load(path: str | Path) -> Store:
     try:
         meta = json.loads(file.read_bytes())
         version = meta["format"]
-        store = Store(path, meta["grid"], tuple(meta["run_ids"]), meta["flops"], meta["max_trials"])
+        cut, trunks = meta.get("cut", {}), meta.get("trunks", False)
+        store = Store(path, meta["grid"], tuple(meta["run_ids"]), meta["flops"], meta["max_trials"], cut, trunks)
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file} is damaged ({error}); restore it, or name another --out") from None
     if version != FORMAT:

@@ -7,11 +7,18 @@ import signal
 import sys
 from dataclasses import asdict
 from functools import partial
+from typing import TYPE_CHECKING
 
 from experiments import compile_cache, progress, runner, show, store
-from experiments.commands.sweep_plan import add_grid, read_grid
+from experiments import forecast as forecast_lib
+from experiments import plan as plan_lib
+from experiments.commands.sweep_plan import add_grid, describe, read_grid, saving, with_sizes
 from experiments.errors import InputError
 from experiments.options import Parser
+from experiments.plan import Plan
+
+if TYPE_CHECKING:
+    from engine.pilot import Cost
 
 
 def parser() -> Parser:
@@ -34,18 +41,52 @@ def parser() -> Parser:
 
 def run(args: argparse.Namespace) -> int:
     shard = _shard(args.shard)
-    plan = read_grid(args, existing=store.existing(args.out))
+    existing = store.existing(args.out)
+    plan = read_grid(args, existing=existing)
     if plan.repeats and not args.json:
         print(f"{show.plural(plan.repeats, 'trial')} left out: the same config as another")
     compile_cache.use()
     with progress.watcher(quiet=args.json) as watcher:
         runner.check_data(plan.trials, watcher)
+        alone = shard is None and existing is None  # then how the grid is cut is still open
+        costs, ready = _costs(plan, watcher, measure=alone and forecast_lib.pays(plan))
+        if alone:
+            plan = with_sizes(plan, costs)
         folder = store.create(args.out, plan)
         trainer = partial(runner.train_chunk, logs=folder.path / runner.LOGS, wandb=args.wandb)
+        how_long = _forecast(plan, folder, costs, ready, shard)
+        if how_long and not args.json:
+            print(how_long, flush=True)
         summary = runner.run(
             plan, folder, trainer=trainer, watcher=watcher, retry_failed=args.retry_failed, shard=shard
         )
+    if plan.trunks and not args.json:
+        print(saving(plan))
     return finish(summary, args.out, as_json=args.json)
+
+
+def _costs(plan: Plan, watcher: runner.Watcher, *, measure: bool) -> tuple[dict[str, Cost], set[str]]:
+    """What is known of the plan's cohorts, or found out; and those of which this process has the program now."""
+    before = forecast_lib.known(plan)
+    if not measure:
+        return before, set()
+    costs = forecast_lib.measure(plan, partial(watcher.preparing, "measuring"))
+    return costs, costs.keys() - before.keys()
+
+
+def _forecast(
+    plan: Plan, folder: store.Store, costs: dict[str, Cost], ready: set[str], shard: tuple[int, int] | None
+) -> str | None:
+    """A line that says how long it will take, noted for `status`; None where nothing new is known of it."""
+    chunks = plan_lib.shard(plan.chunks, *shard) if shard else plan.chunks
+    noted = folder.forecast()
+    new = [chunk for chunk in chunks if chunk.base.run_id not in noted]
+    found = forecast_lib.forecast(plan, new, costs, ready=ready)
+    if found is None or not new:
+        return None
+    seconds = {t.run_id: found.by_chunk[c.id] / len(c.trials) for c in new for t in c.trials}
+    folder.write_forecast(seconds, shard)
+    return f"about {show.seconds(found.seconds)}: {describe(found)}"
 
 
 def _shard(text: str | None) -> tuple[int, int] | None:

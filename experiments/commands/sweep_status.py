@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+
+import pandas as pd
 
 from experiments import recipes, show, store
 from experiments.options import Parser
@@ -43,6 +46,10 @@ def run(args: argparse.Namespace) -> int:
     left_s = None
     if wall_s > 0:
         left_s = max(folder.flops - done_flops, 0.0) / (float(timed["flops"].sum()) / wall_s)
+    thought = folder.forecast()
+    thought_s, measured_s = _both(thought, timed)
+    if thought_s > 0 and left_s is not None:
+        left_s = sum(thought[run_id] for run_id in thought.keys() - set(rows["run_id"])) * measured_s / thought_s
     status = {
         "out": str(folder.path),
         "grid": folder.grid,
@@ -53,6 +60,9 @@ def run(args: argparse.Namespace) -> int:
         "flops_done": done_flops,
         "wall_s": wall_s,
         "seconds_left": left_s,
+        "forecast_s": sum(thought.values()) or None,
+        "forecast_s_of_done": thought_s or None,
+        "measured_s_of_done": measured_s if thought_s else None,
         "running": folder.running(),
     }
     if args.json:
@@ -66,7 +76,23 @@ def run(args: argparse.Namespace) -> int:
         f"{f' ({chr(44).join(bad)})' if bad else ''}, {share:.0%} of {show.flops(folder.flops)} FLOPs"
     )
     console.print(f"running: {status['running'] or 'no'}")
+    if thought_s > 0:
+        console.print(
+            f"time: {show.seconds(measured_s)} for what was thought to take {show.seconds(thought_s)}: the forecast of "
+            f"{show.seconds(sum(thought.values()))} in all was {_error(thought_s, measured_s)}"
+        )
     if len(rows) < len(folder.run_ids):
         guess = "unknown until a chunk has finished" if left_s is None else f"about {show.seconds(left_s)} (estimate)"
         console.print(f"time left: {guess}")
     return 0
+
+
+def _both(thought: Mapping[str, float], timed: pd.DataFrame) -> tuple[float, float]:
+    """Seconds of the trials that have a forecast and a time: as thought, as measured."""
+    pairs = [(thought[i], s) for i, s in zip(timed["run_id"], timed["wall_s"]) if i in thought] if len(timed) else []
+    return sum(t for t, _ in pairs), sum(s for _, s in pairs)
+
+
+def _error(thought_s: float, measured_s: float) -> str:
+    error = thought_s / measured_s - 1
+    return f"{abs(error):.0%} too {'high' if error > 0 else 'low'}" if round(100 * error) else "right"

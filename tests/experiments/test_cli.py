@@ -69,7 +69,7 @@ def test_plan_before_anything_runs(grid, tmp_path, capsys):
     assert plan["cohorts"][0]["lr"] == [1e-3, 1e-2] and plan["cohorts"][0]["tokens"] == [1280, 2560]
     assert not (tmp_path / "new").exists()
     shown = say(capsys, "sweep", "plan", grid)
-    assert "4 trials" in shown and "2 trials left out" in shown and "unknown until a chunk has run" in shown
+    assert "4 trials" in shown and "2 trials left out" in shown and "--measure finds out" in shown
 
 
 def test_plan_status_and_table_afterwards(grid, swept, capsys):
@@ -113,12 +113,12 @@ def test_failed_trials_are_exit_code_1(grid, tmp_path, capsys, monkeypatch):
     import engine
 
     def broken(*args, **kwargs):
-        raise MemoryError("not enough")
+        raise RuntimeError("not enough")
 
     monkeypatch.setattr(engine, "train_population", broken)
     assert main(["sweep", "run", grid, "--out", str(tmp_path / "out")]) == 1
     out, err = capsys.readouterr()
-    assert "4 failed" in out and "MemoryError: not enough" in out
+    assert "4 failed" in out and "RuntimeError: not enough" in out
     assert "--retry-failed" in err and err.count("\n") == 1
     monkeypatch.undo()
     assert say_json(capsys, "sweep", "run", grid, "--out", tmp_path / "out", "--retry-failed")["ok"] == 4
