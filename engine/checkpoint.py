@@ -176,19 +176,19 @@ class Checkpoints:
         args = self._ocp.args
         meta = self._meta(step)
         check(step, meta)
-        shapes = _nested(
-            {name: jax.ShapeDtypeStruct(tuple(shape), dtype) for name, (shape, dtype, _) in meta["leaves"].items()}
-        )
-        target = {"state": shapes["state"] if state is None else state, "history": shapes.get("history", {})}
-        arrays = self._manager.restore(step, args=args.Composite(arrays=args.StandardRestore(_as_dict(target))))[
-            "arrays"
-        ]
+        leaves = meta["leaves"]
+        shapes = _nested({name: jax.ShapeDtypeStruct(tuple(shape), kind) for name, (shape, kind, _) in leaves.items()})
+        # What is read as it lies has no target: an optimizer may have parts without arrays, of which meta says nothing.
+        target = [] if state is None else [_as_dict({"state": state, "history": shapes.get("history", {})})]
+        arrays = self._manager.restore(step, args=args.Composite(arrays=args.StandardRestore(*target)))["arrays"]
+        if missing := leaves.keys() - _leaves(arrays).keys():
+            raise ValueError(f"{min(missing)} is missing")
         for name, leaf in _leaves(arrays).items():
             if list(_describe(np.asarray(leaf))) != list(meta["leaves"].get(name, ())):
                 raise ValueError(f"{name} differs from its digest")
         if state is None:
             state = jax.tree.map(np.asarray, arrays["state"])
-            return Saved(step, state, jax.tree.map(np.asarray, arrays["history"]), meta)
+            return Saved(step, state, jax.tree.map(np.asarray, arrays.get("history", {})), meta)
         treedef = jax.tree.structure(state)
         flat = list(_leaves({"state": arrays["state"]}).values())
         history_values = {k: np.asarray(v) for k, v in arrays["history"].items()}

@@ -187,7 +187,10 @@ def test_resumed_equals_undisturbed(optimizer, tiny, tmp_path, monkeypatch):
     hypers = [{}, {"optim.lr": 1e-3}]
     with pytest.raises(Stop):
         engine.train_population(config, hypers, folder=tmp_path, on_progress=stop_at(12))
-    same(engine.train_population(config, hypers, folder=tmp_path), engine.train_population(config, hypers))
+    resumed = engine.train_population(config, hypers, folder=tmp_path)
+    same(resumed, engine.train_population(config, hypers))
+    for result in resumed:
+        jax.tree.map(np.testing.assert_array_equal, engine.load(tmp_path, result.config.run_id).params, result.params)
 
 
 def test_optimizers_are_named(tiny):
