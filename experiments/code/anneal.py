@@ -6,7 +6,7 @@ know of code, not by the formats that they happen to have seen. The choices here
     mixture   `share` of its characters are solved examples in the forms of `experiments.code.formats`, all as often;
               the others are code, whole files in a random order, so that the model stays what it was
     budget    characters, the same text for every model, seen once
-    schedule  a twentieth of warm-up to `lr`, then linear to zero; a new optimizer
+    schedule  a twentieth of warm-up to `lr`, then linear to zero; a new optimizer, of the pretraining's kind
     checks    no example and no file holds a task of the benchmarks (`contamination`)
 """
 
@@ -164,7 +164,13 @@ def _config(first: Trained, corpus: data.Corpus, name: str, budget: Budget, seq_
     return TrainConfig(
         recipe="format_annealing",
         model=first.model,
-        optim=OptimConfig(lr=budget.lr, final_lr=0.0, schedule=budget.schedule, warmup_steps=steps // 20),
+        optim=OptimConfig(
+            optimizer="adamw" if first.config is None else first.config.optim.optimizer,
+            lr=budget.lr,
+            final_lr=0.0,
+            schedule=budget.schedule,
+            warmup_steps=steps // 20,
+        ),
         data=DataConfig(
             corpus=name,  # so that a run is known by its texts and by what it started from
             tokenizer="bytes" if vocab == 257 else f"bpe-{max(vocab, 258)}",
@@ -236,17 +242,22 @@ def examine(
 
 
 def _answers(model: Trained, asked: Sequence[Task], temperature: float, seed: int) -> list[str]:
-    """What the model goes on with, 32 prompts at a time; as much as the longest right answer needs, and a little."""
+    """What the model goes on with, 32 prompts at a time; as much as the longest right answer needs, and a little.
+
+    A prompt's blanks at its end are left to the model: a BPE has a word and the blank before it as one token, so a
+    prompt that ends with a blank is no beginning of any text that the model has seen.
+    """
     tokenizer = model.tokenizer
     assert tokenizer is not None
     longest = max(len(tokenizer.encode(task.reference)) for task in asked) + 12
     found = []
+    blanks = [len(task.prompt) - len(task.prompt.rstrip(" ")) for task in asked]
     for at in range(0, len(asked), 32):
-        prompts = [tokenizer.encode(task.prompt) for task in asked[at : at + 32]]
+        prompts = [tokenizer.encode(task.prompt.rstrip(" ")) for task in asked[at : at + 32]]
         n = len(prompts)
         prompts += [prompts[0]] * (32 - n)  # one program for all
         written = engine.generate(model.model, model.params, prompts, max_new_tokens=longest, temperature=temperature,
                                   seed=seed * len(asked) + at, stop=tokenizer.separator)  # fmt: skip
         found += [tokenizer.decode([*row, *new]).removeprefix(tokenizer.decode(row))
                   for row, new in zip(prompts[:n], written)]  # fmt: skip
-    return found
+    return [text.removeprefix(" " * n) for text, n in zip(found, blanks)]

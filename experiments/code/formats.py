@@ -2,7 +2,8 @@
 
     completion   the head of a function, to be gone on with (HumanEval, MBPP)
     chat         an instruction and a response (instruction-tuned benchmarks)
-    infill       a hole between a prefix and a suffix, the suffix shown first (fill-in-the-middle)
+    infill       a hole between a prefix and a suffix, the suffix shown first, so that the answer goes on behind the
+                 prefix (fill-in-the-middle, the order SPM of Bavarian et al. 2022, arXiv 2207.14255)
     output       what a call gives (CRUXEval); Python only
 
 The sentinels are plain text, so that any tokenizer has them.
@@ -55,7 +56,7 @@ def chat(task: Task) -> Asked:
 def infill(task: Task) -> Asked:
     _, end, checks = _parts(task)
     after = f"\n{end}\n{checks[0]}" if end else f"\n{checks[0]}"
-    prompt = f"{PREFIX}{task.before}{SUFFIX}{after}{MIDDLE}"
+    prompt = f"{PREFIX}{SUFFIX}{after}{MIDDLE}{task.before}"
     return Asked(replace(task, prompt=prompt, stop=(HOLE_END,)), task.reference + HOLE_END + "\n")
 
 

@@ -92,6 +92,22 @@ def test_annealing_starts_from_the_model_and_ends_at_rate_zero(model, tmp_path):
     np.testing.assert_allclose(untouched[0].params["embed"], model.params["embed"], atol=1e-7)
 
 
+def test_a_blank_at_a_prompts_end_is_left_to_the_model(model, monkeypatch):
+    """A BPE has it as one token with the word behind it, so that is how the answer comes."""
+    asked = [formats.completion(task).task for task in TASKS[:3]]
+    bpe = tokenize.train("bpe-300", [task.prompt + task.reference for task in asked])
+    seen = []
+
+    def generate(config, params, prompts, **how):
+        seen.extend(map(bpe.decode, prompts))
+        return [bpe.encode(" " + asked[i % len(asked)].reference) for i in range(len(prompts))]
+
+    monkeypatch.setattr(engine, "generate", generate)
+    answers = anneal._answers(dataclasses.replace(model, tokenizer=bpe), asked, 0.0, 0)
+    assert answers == [task.reference for task in asked]
+    assert seen[:3] == [task.prompt[:-1] for task in asked] and asked[0].prompt.endswith("return ")
+
+
 def test_mistakes(model):
     budget = anneal.Budget(chars=60_000, share=1.0)
     mixed = anneal.mixture([], budget, Benchmark([]))
