@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +19,15 @@ DERIVED = ("head_dim", "n_kv_heads", "d_ff", "d_expert", "normalized_gates")  # 
 
 def floats(config: Any) -> None:
     """Whole numbers in a dataclass's float fields (tokens=1_000_000) become floats: equal configs, equal JSON."""
-    for one in dataclasses.fields(config):
-        if one.type == "float" and type(getattr(config, one.name)) is int:
-            object.__setattr__(config, one.name, float(getattr(config, one.name)))
+    kind: Any = type(config)
+    for name in _float_fields(kind):
+        if type(getattr(config, name)) is int:
+            object.__setattr__(config, name, float(getattr(config, name)))
+
+
+@functools.cache
+def _float_fields(cls: Any) -> list[str]:
+    return [one.name for one in dataclasses.fields(cls) if one.type == "float"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -286,7 +286,7 @@ def _json_without(config: TrainConfig, names: Collection[str], of_group: Callabl
             continue
         value = getattr(config, name)
         if not is_group:
-            text = json.dumps(value)
+            text = _text(value)
         else:
             kept, key = vars(value), f"_{of_group.__name__}"
             if key not in kept:
@@ -295,6 +295,11 @@ def _json_without(config: TrainConfig, names: Collection[str], of_group: Callabl
             text = kept[key]
         texts.append(f'"{name}":{text}')
     return "{" + ",".join(texts) + "}"
+
+
+@functools.lru_cache(maxsize=4096, typed=True)  # a grid's trials have few values of a field
+def _text(value: Any) -> str:
+    return json.dumps(value)
 
 
 @functools.cache

@@ -35,8 +35,8 @@ class Chunk:
 
     @cached_property
     def flops(self) -> float:
-        """Of the steps that it trains itself."""
-        return sum(trial_flops(t) for t in self.trials) * (1 - self.shared_steps / self.base.steps)
+        """Of the steps that it trains itself. Its trials have as many each."""
+        return trial_flops(self.base) * len(self.trials) * (1 - self.shared_steps / self.base.steps)
 
     @cached_property
     def program(self) -> tuple[str, int]:
@@ -76,12 +76,13 @@ class Plan:
 
     @cached_property
     def flops(self) -> float:
-        return sum(trial_flops(t) for t in self.trials)
+        """Of all trials, each trained from its beginning."""
+        return sum(chunk.flops / (1 - chunk.shared_steps / chunk.base.steps) for chunk in self.chunks)
 
     @cached_property
     def saved_flops(self) -> float:
         """Of it, what shared trunks save."""
-        return self.flops - sum(chunk.flops for chunk in self.chunks) if self.trunks else 0.0
+        return self.flops - sum(chunk.flops for chunk in self.chunks)
 
     @property
     def programs(self) -> int:
@@ -189,11 +190,14 @@ def estimate(plan: Plan, left: Sequence[Chunk], walls: Mapping[str, float]) -> E
     all_flops = all_seconds = 0.0
     count = 0
     for cohort in plan.cohorts:
-        done = [t for chunk in cohort for t in chunk.trials if math.isfinite(walls.get(t.run_id, math.nan))]
-        flops, seconds = sum(map(trial_flops, done)), sum(walls[t.run_id] for t in done)
-        if done:
+        flops = seconds = 0.0
+        for chunk in cohort:
+            own = [s for s in (walls.get(t.run_id, math.nan) for t in chunk.trials) if math.isfinite(s)]
+            flops += chunk.flops * len(own) / len(chunk.trials)
+            seconds, count = seconds + sum(own), count + len(own)
+        if seconds:
             rates[cohort[0].program[0]] = flops / seconds
-        all_flops, all_seconds, count = all_flops + flops, all_seconds + seconds, count + len(done)
+        all_flops, all_seconds = all_flops + flops, all_seconds + seconds
     if not count:
         return Estimate(None, 0)
     overall = all_flops / all_seconds

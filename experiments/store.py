@@ -21,7 +21,9 @@ import shutil
 import socket
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,16 +82,17 @@ class Store:
         """
         place = {run_id: i for i, run_id in enumerate(self.run_ids)}
         source: dict[str, Path] = {}
-        tables = []
-        for part in sorted(self.path.glob("parts/*.parquet")):
-            table = _read_part(part, None if columns is None else ["run_id", "status", *columns])
+        parts = sorted(self.path.glob("parts/*.parquet"))
+        with ThreadPoolExecutor() as readers:
+            wanted = None if columns is None else ["run_id", "status", *columns]
+            tables = list(readers.map(partial(_read_part, columns=wanted), parts))
+        for part, table in zip(parts, tables):
             for run_id in table.column("run_id").to_pylist():
                 if run_id not in place:
                     raise InputError(f"{part}: trial {run_id} is not of this grid; move that file elsewhere")
                 if run_id in source:
                     raise InputError(f"{part}: trial {run_id} is also in {source[run_id].name}; delete one of the two")
                 source[run_id] = part
-            tables.append(table)
         if not tables:
             return pd.DataFrame()
         rows = pa.concat_tables(tables, promote_options="permissive").to_pandas()

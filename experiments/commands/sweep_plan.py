@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from engine.pilot import Cost
     from tpu.topologies import Slice
 
+MOST = 40  # cohorts on the terminal; JSON has all
+
 
 def parser() -> Parser:
     made = Parser(
@@ -42,6 +44,7 @@ def parser() -> Parser:
     made.add_argument(
         "--on", metavar="DEVICES", help="the least time on others: h100-8, v5e-16, ... (see: stepseer tpu topologies)"
     )
+    made.add_argument("--all", action="store_true", help=f"more than {MOST} cohorts on the terminal")
     return made
 
 
@@ -117,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(show.as_json(as_dict(found)))
     else:
-        print_plan(found, counted=existing is not None)
+        print_plan(found, counted=existing is not None, everything=args.all)
     return 0
 
 
@@ -169,11 +172,15 @@ def as_dict(found: _Found) -> dict[str, Any]:
     return made | {"cohorts": [_cohort(chunks, found) for chunks in plan.cohorts]}
 
 
-def print_plan(found: _Found, *, counted: bool) -> None:
-    """counted: with what is done of every cohort."""
+def print_plan(found: _Found, *, counted: bool, everything: bool) -> None:
+    """counted: with what is done of every cohort; everything: more than `MOST` of them."""
     plan, console = found.plan, show.console()
     rows = []
+    dearest = sorted(plan.cohorts, key=lambda chunks: -sum(c.flops for c in chunks))[: None if everything else MOST]
+    shown = {chunks[0].cohort for chunks in dearest}
     for chunks in plan.cohorts:
+        if chunks[0].cohort not in shown:
+            continue
         base, trials = chunks[0].base, [t for chunk in chunks for t in chunk.trials]
         values = _cohort(chunks, found)
         size, seconds = values.get("bytes_per_device"), values.get("seconds")
@@ -197,6 +204,8 @@ def print_plan(found: _Found, *, counted: bool) -> None:
     header += ["GiB a device" + (", at least" if found.bounds else "")] if found.costs or found.bounds else []
     header += ["time" + (", at least" if found.bounds else "")] if found.forecast or found.bounds else []
     console.print(show.table(f"{plan.name}: {show.plural(len(plan.trials), 'trial')}", header, rows, left=0))
+    if len(rows) < len(plan.cohorts):
+        console.print(f"the {MOST} of {len(plan.cohorts)} cohorts that cost most; the others with --all")
     console.print(
         f"{show.plural(plan.programs, 'program')} to compile, {show.plural(len(plan.chunks), 'chunk')} of at most "
         f"{show.plural(max(len(c.trials) for c in plan.chunks), 'trial')}, {show.flops(plan.flops)} FLOPs; done: "

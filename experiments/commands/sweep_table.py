@@ -14,6 +14,7 @@ from experiments.errors import InputError
 from experiments.options import Parser, one_of
 
 MOST = 40  # rows on the terminal; files and JSON have all
+SHOWN = ("params", "tokens", "lr", "batch_tokens", "loss", "eval_loss", "bpc", "reason")  # columns there
 
 
 def parser() -> Parser:
@@ -34,7 +35,7 @@ def parser() -> Parser:
 def run(args: argparse.Namespace) -> int:
     form = _form(args)
     folder = open_folder(args)
-    rows = folder.read()
+    rows = folder.read(SHOWN if form == "table" and not args.json else None)
     if rows.empty:
         raise InputError(f"{folder.path} has no rows yet; run: stepseer sweep run {folder.grid} --out {folder.path}")
     if args.save:
@@ -80,6 +81,7 @@ def _form(args: argparse.Namespace) -> str:
 def _print(rows: pd.DataFrame, *, everything: bool) -> None:
     rows = rows.sort_values(["params", "tokens", "loss"], ignore_index=True)
     best = rows.groupby(["params", "tokens"])["loss"].transform("min") == rows["loss"]
+    shown = rows if everything else rows[:MOST]
     cells = [
         [
             show.count(row["params"]),
@@ -91,11 +93,10 @@ def _print(rows: pd.DataFrame, *, everything: bool) -> None:
             show.bits(row["bpc"]),
             row["status"] if row["status"] == "ok" else f"{row['status']}: {row['reason']:.60}",
         ]
-        for row, is_best in zip(rows.to_dict("records"), best)
+        for row, is_best in zip(shown.to_dict("records"), best)
     ]
     header = ["N", "tokens", "lr", "batch", "loss ", "held-out", "bits/char", "status"]
-    shown = cells if everything else cells[:MOST]
     console = show.console()
-    console.print(show.table(show.plural(len(rows), "row"), header, shown, left=0))
-    more = f"; {len(cells) - len(shown)} more rows with --all" if len(shown) < len(cells) else ""
+    console.print(show.table(show.plural(len(rows), "row"), header, cells, left=0))
+    more = f"; {len(rows) - len(shown)} more rows with --all" if len(shown) < len(rows) else ""
     console.print(f"* best of its size and budget{more}")
