@@ -1,9 +1,10 @@
 """NUTS for a numpyro model, whitened: float64, vectorized chains, diagnostics that refuse a bad fit.
 
 The posterior is turned into something close to a standard normal, by a factor of the inverse Hessian at its mode and
-then of the covariance of a short first run, or at once by that of a mixture of normal approximations: NUTS then needs
-few steps whatever the scales and correlations of the parameters. Compiled programs are kept per model, so that refits
-of the same shape start at once. float64 holds only inside `jax.enable_x64`: the process's own setting is untouched.
+then of the covariance of a short first run (where its draws are enough to tell better), or at once by that of a mixture
+of normal approximations: NUTS then needs few steps whatever the scales and correlations of the parameters. Compiled
+programs are kept per model, so that refits of the same shape start at once. float64 holds only inside
+`jax.enable_x64`: the process's own setting is untouched.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ HOPELESS = 0.5  # share of the wanted effective draws that going on must promise
 MAX_RHAT = 1.01
 MIN_ESS = 400.0
 NORMAL = 4000  # draws of the normal approximations
+ENOUGH = 10  # draws a coordinate: the covariance of fewer is noisier than the inverse Hessian is wrong
+MANY = 0.7  # acceptance aimed at with more coordinates than that: longer steps, no more of them
 FEW = 0.002  # share of draws that may diverge before all start again with smaller steps
 
 
@@ -52,7 +55,8 @@ def sample(
 
     data: arrays and numbers, passed to the model. start: constrained values near the mode for any of its sites.
     hold: scales of hierarchical terms, kept at their start while the mode is sought (the joint mode is degenerate).
-    over: as `laws.normal.mixture` has it, which then whitens in place of a first run.
+    over: as `laws.normal.mixture` has it, which then whitens in place of a first run; there is none either where its
+    draws were too few to.
     If chains have not mixed, sampling goes on (EXTENSIONS times at most); if more than a FEW draws diverge, all start
     again with smaller steps.
     Raises FitError, starting with `name`, if R-hat > 1.01, bulk ESS < 400 or over 1% of draws diverge after that.
@@ -65,9 +69,10 @@ def sample(
             white = np.random.default_rng(seed).standard_normal((NORMAL, scale.shape[0]))
             mode, scale = _moments(np.asarray(mixture(model, data, mode, over, white)), mode)
         done, half = 0, num_warmup // 2
-        for accept in (0.8, 0.98):
+        first_run = not over and chains * half >= ENOUGH * scale.shape[0]
+        for accept in (0.8 if first_run or over else MANY, 0.98):
             run = _Run(model, data, mode, scale, accept, seed, chains, half, on_progress, done)
-            if not over:
+            if first_run:
                 run.extend(half, then=half + num_samples)
                 run = run.rewhitened(accept, seed + 1, half)
             run.extend(num_samples)
