@@ -37,11 +37,12 @@ def domain(data: dict[str, Any]) -> dict[str, Any]:
     return {"box": box, "nodes": nodes}
 
 
-def features(domain: dict[str, Any], x: dict[str, Any]) -> np.ndarray:
+def features(domain: dict[str, Any], x: dict[str, Any], dtype: Any = np.float64) -> np.ndarray:
     """[point, feature]: times standard normal weights they give delta at x["n"], x["d"] ([point] each)."""
     n, d = (_axis_features(np.asarray(domain["nodes"][axis]), np.asarray(x[axis])) for axis in AXES)
+    n, d = (_growth(domain["box"], x) * n).astype(dtype), d.astype(dtype)
     # Points vary fastest in memory: several times faster to write, and to multiply by weights.
-    return ((_growth(domain["box"], x) * n)[:, None] * d).reshape(len(n) * len(d), n.shape[1]).T
+    return (n[:, None] * d).reshape(len(n) * len(d), n.shape[1]).T
 
 
 def _axis_features(nodes: np.ndarray, x: np.ndarray) -> np.ndarray:

@@ -40,7 +40,9 @@ def stretched(xp: Any, level: Any, slope: Any, power: Any, n: Any) -> Any:
     """level + slope (exp(power n) - 1) / power; xp is numpy or jax.numpy."""
     small = xp.abs(power) < 1e-4
     safe = xp.where(small, 1.0, power)
-    bent = xp.where(small, n * (1 + power * n / 2), xp.expm1(xp.clip(safe * n, -50.0, 50.0)) / safe)
+    bent = xp.expm1(xp.clip(safe * n, -50.0, 50.0)) / safe
+    if xp is not np or small.any():
+        bent = xp.where(small, n * (1 + power * n / 2), bent)
     return level + slope * bent
 
 

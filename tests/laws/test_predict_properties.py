@@ -96,3 +96,13 @@ def test_more_of_either_never_harms_by_much(small_chinchilla, params, tokens, ti
     for more in ({"params": params * times, "tokens": tokens}, {"params": params, "tokens": tokens * times}):
         many = small_chinchilla.predict(**more).mean_loss
         assert many.median <= few.median * 1.05
+
+
+def test_many_points_at_once_are_what_a_few_are(small_chinchilla):
+    """Thousands go in blocks, their form error in single precision."""
+    params = np.geomspace(1e7, 1e11, 2500)
+    many = small_chinchilla.predict(params=params, tokens=1e21 / params, n_draws=100)
+    for some in (slice(0, 300), slice(900, 1100), slice(2400, None)):
+        few = small_chinchilla.predict(params=params[some], tokens=1e21 / params[some], n_draws=100)
+        for name, quantity in few.quantities.items():
+            np.testing.assert_allclose(many.quantities[name].draws[:, some], quantity.draws, rtol=1e-6)
