@@ -144,31 +144,54 @@ def run(
         already = len(plan.trials) - sum(len(chunk.trials) for chunk in left)
         watcher.started(plan, left)
         try:
-            while left:
-                branches = Counter(chunk.trunk for chunk in left)  # by the trunk that they wait for
-                trunks = {chunk.id for chunk in left if chunk.keep_at}
-                now = left if one_by_one else [chunk for chunk in left if chunk.trunk not in trunks]
-                with contextlib.closing(backend(now, store, watcher, stop)) as finished:
-                    for chunk, trained in finished:
-                        if not trained:
-                            store.does_not_fit(chunk)
-                            watcher.out_of_memory(chunk)
-                            continue
-                        store.write_part(chunk.id, trained, keep_checkpoints=branches[chunk.id] > 0)
-                        done |= {row["run_id"] for row in trained}
-                        branches[chunk.trunk] -= 1
-                        if chunk.trunk and not branches[chunk.trunk]:
-                            store.drop_checkpoints(chunk.trunk)
-                        watcher.chunk_finished(chunk, trained)
-                        for row in trained:
-                            counts[row["status"]] += 1
-                left = plan_lib.pending(plan, done, store.fits())  # what did not fit, in halves; what waited
+
+            def run_chunks(chunks: Sequence[Chunk]) -> Any:
+                return backend(chunks, store, watcher, stop)
+
+            for chunk, trained in _safe(plan, left, done, store, watcher, run_chunks, one_by_one=one_by_one):
+                watcher.chunk_finished(chunk, trained)
+                for row in trained:
+                    counts[row["status"]] += 1
         except KeyboardInterrupt:
             stop.set()
         interrupted = stop.is_set() and already + sum(counts.values()) < len(plan.trials)
     wall_s = time.monotonic() - started
     signum = stop.signum if interrupted else 0
     return Summary(len(plan.trials), already, **counts, interrupted=interrupted, wall_s=wall_s, signum=signum)
+
+
+def _safe(
+    plan: Plan,
+    left: Sequence[Chunk],
+    done: set[str],
+    store: Store,
+    watcher: Watcher,
+    run_chunks: Callable[[Sequence[Chunk]], Generator[tuple[Chunk, Sequence[Row]], None, None]],
+    *,
+    one_by_one: bool,
+) -> Iterator[tuple[Chunk, Sequence[Row]]]:
+    """Each chunk of `left` with its rows, once they are in the store. done: run ids with rows; they become more.
+
+    What did not fit into memory comes again, in halves. A trunk's checkpoints stay until its branches are done, which
+    wait for it unless chunks are run one by one, in order.
+    """
+    while left:
+        branches = Counter(chunk.trunk for chunk in left)  # left of each trunk
+        trunks = {chunk.id for chunk in left if chunk.keep_at}
+        now = left if one_by_one else [chunk for chunk in left if chunk.trunk not in trunks]
+        with contextlib.closing(run_chunks(now)) as finished:
+            for chunk, rows in finished:
+                if not rows:
+                    store.does_not_fit(chunk)
+                    watcher.out_of_memory(chunk)
+                    continue
+                store.write_part(chunk.id, rows, keep_checkpoints=branches[chunk.id] > 0)
+                branches[chunk.trunk] -= 1
+                if chunk.trunk and not branches[chunk.trunk]:
+                    store.drop_checkpoints(chunk.trunk)
+                done |= {row["run_id"] for row in rows}
+                yield chunk, rows
+        left = plan_lib.pending(plan, done, store.fits())
 
 
 def check_data(trials: Sequence[TrainConfig], watcher: Watcher) -> None:
