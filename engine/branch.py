@@ -77,6 +77,7 @@ def _check(folder: str | Path, store: checkpoint.Checkpoints, trials: Sequence[T
         raise _nothing(folder)
     step, meta = newest
     trunks = [config_lib.from_dict(values) for values in meta["configs"]]
+    require(not meta.get("over"), f"{folder} holds trials that were given up on the way; branch from a run of all")
     require(
         len(trunks) == len(trials),
         f"{folder} holds {len(trunks)} trials, so {len(trials)} cannot branch from it; branch as many",

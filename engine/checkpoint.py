@@ -54,7 +54,7 @@ KEEP = Keep()
 @dataclass(frozen=True)
 class Saved:
     """What a checkpoint holds. `meta` is JSON: `trials` (run ids), `configs`, `tokenizer` (as JSON; null where tokens
-    are no text), `lanes`, `elapsed_s`."""
+    are no text), `lanes`, `over` (trials that ended on the way: steps done and why, `engine.cull`), `elapsed_s`."""
 
     step: int
     state: Any

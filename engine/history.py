@@ -44,21 +44,23 @@ class Pace:
 
 
 class History:
-    """Metrics of every step done, [steps, G, ...], and where each trial first went wrong."""
+    """Metrics of every step done, [steps, G, ...], NaN of trials that had ended; and which went wrong."""
 
     def __init__(self, total: int, n_trials: int):
         self.steps = 0
         self._total = total
         self._rows: dict[str, np.ndarray] = {}
-        self._diverged = np.zeros(n_trials, bool)
+        self.diverged = np.zeros(n_trials, bool)
+        self.live = list(range(n_trials))  # those of which rows come
 
     def extend(self, rows: Mapping[str, np.ndarray]) -> None:
         end = self.steps + len(rows["loss"])
         for name, values in rows.items():
             if name not in self._rows:
-                self._rows[name] = np.full((self._total, *values.shape[1:]), np.nan, np.float32)
-            self._rows[name][self.steps : end] = values
-        self._diverged |= ~(np.isfinite(rows["loss"]) & np.isfinite(rows["grad_norm"])).all(axis=0)
+                shape = (self._total, len(self.diverged), *values.shape[2:])
+                self._rows[name] = np.full(shape, np.nan, np.float32)
+            self._rows[name][self.steps : end, self.live] = values
+        self.diverged[self.live] |= ~(np.isfinite(rows["loss"]) & np.isfinite(rows["grad_norm"])).all(axis=0)
         self.steps = end
 
     def so_far(self, first: int = 0) -> dict[str, np.ndarray]:
@@ -66,8 +68,9 @@ class History:
         return {name: values[first : self.steps] for name, values in self._rows.items()}
 
     def all_over(self, horizons: np.ndarray) -> bool:
-        """True when no trial has anything left to learn: all diverged or past their horizon."""
-        return bool(np.all(self._diverged | (self.steps >= horizons)))
+        """True when no trial has anything left to learn: all ended, diverged, or past their horizon [G]."""
+        resting = self.diverged | (self.steps >= horizons)
+        return bool(np.all(resting[self.live]))
 
     def progress(self, pace: Pace, tokens_per_step: int, peak_tokens_per_s: float) -> Progress:
         last = self._rows["loss"][self.steps - 1]

@@ -49,6 +49,12 @@ class Logs:
             if trial.run_id not in self._runs:  # equal configs are the same run
                 self._runs[trial.run_id] = _Run(Path(folder) / trial.run_id, trial, g, wandb)
 
+    def end(self, over: Mapping[int, tuple[int, str]]) -> None:
+        """Of these trials nothing comes after so many steps."""
+        for run in self._runs.values():
+            if run.g in over:
+                run.steps = over[run.g][0]
+
     def start(self, history: Mapping[str, np.ndarray]) -> None:
         """Begins with the metrics of the steps done before, [steps, G]; {} when there are none."""
         for run in self._runs.values():
@@ -81,6 +87,7 @@ class _Run:
 
     def __init__(self, folder: Path, config: TrainConfig, g: int, wandb: str | None):
         self.g = g
+        self.steps = config.steps  # that it does
         self._config = config
         self._every = max(1, config.steps // EVENTS)
         self._folder = folder
@@ -103,7 +110,7 @@ class _Run:
     def start(self, history: Mapping[str, np.ndarray]) -> None:
         self._write_lines(0, history)
         for sink in self._sinks:
-            sink.start(min(len(history["loss"]) if history else 0, self._config.steps))
+            sink.start(min(len(history["loss"]) if history else 0, self.steps))
 
     def write(self, first: int, rows: Mapping[str, np.ndarray], progress: Progress) -> None:
         found = self._write_lines(first, rows)
@@ -118,11 +125,11 @@ class _Run:
 
     def finish(self, row: Mapping[str, Any]) -> None:
         values = {"eval_loss": row["eval_loss"], "eval_bpc": row["bpc"], "smooth_loss": row["loss"]}
-        line = {"step": self._config.steps, "tokens": row["tokens"], "status": row["status"]}
+        line = {"step": self.steps, "tokens": self.steps * self._config.batch_tokens, "status": row["status"]}
         self._lines.write(_line({**line, **values}))
         self._lines.flush()
         for sink in self._sinks:
-            sink.write(self._config.steps, values)
+            sink.write(self.steps, values)
             sink.flush()
 
     def close(self) -> None:
@@ -132,7 +139,7 @@ class _Run:
 
     def _write_lines(self, first: int, rows: Mapping[str, np.ndarray]) -> list[tuple[int, dict[str, float]]]:
         """Of this trial's own steps; returns them, with their values."""
-        last = max(0, self._config.steps - first)
+        last = max(0, self.steps - first)
         columns = {name: rows[name][:last, self.g].tolist() for name in (*SCALARS, *EVALUATED) if name in rows}
         steps = [
             {k: v for k, v in zip(columns, values) if not (k in EVALUATED and math.isnan(v))}

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from engine import accelerators, branch, checkpoint, data, optim, population, step, stop
+from engine import accelerators, branch, checkpoint, cull, data, optim, population, step, stop
 from engine import config as config_lib
 from engine import lanes as lanes_lib
 from engine import logs as logs_lib
@@ -77,6 +77,7 @@ def train_population(
     eval_every: int = 0,
     start: Sequence[model_lib.Params] | None = None,
     corpus: data.Corpus | None = None,
+    judge: cull.Judge | None = None,
 ) -> list[Result]:
     """Trains len(hypers) models as one compiled program, all on the same batches; results in the same order.
 
@@ -89,7 +90,8 @@ def train_population(
     eval_every: steps between evaluations on held-out text, beside the one at the end: metrics eval_loss (nats a token)
     and eval_bpc (bits per character), NaN between.
     start: each trial's first parameters, as `engine.init` returns them, instead of drawn ones. corpus: to train on,
-    instead of the one that config.data names; these two are no part of run ids.
+    instead of the one that config.data names; these two are no part of run ids. judge: gives up trials on the way
+    (`engine.cull`): their rows say stopped.
     A trial whose loss or gradient stops being finite freezes and is reported as diverged; the others are untouched.
     SIGTERM, unless the caller handles it, saves at the next step and raises SystemExit(143), if there is a folder.
     Raises InputError for impossible configs, data that can't be had, a folder of something else, or a full disk.
@@ -103,8 +105,10 @@ def train_population(
     with ExitStack() as stack:
         asked = stack.enter_context(stop.on_sigterm(folder))
         store = stack.enter_context(checkpoint.Checkpoints(folder, keep)) if folder is not None else None
-        state, elapsed, job = _start(job, store, history, branch_from, start)
+        roster = cull.Roster(job.trials)
+        state, elapsed, job = _start(job, store, history, roster, branch_from, start)
         log = stack.enter_context(logs_lib.Logs(logs, job.trials, wandb=wandb))
+        log.end(roster.over)
         log.start(history.so_far())
 
         def save(state: step.State) -> None:
@@ -113,36 +117,43 @@ def train_population(
                     **job.identity(),
                     "tokenizer": tokenizer,
                     "lanes": job.config.compute.lanes,
+                    "over": {str(g): end for g, end in roster.over.items()},
                     "elapsed_s": elapsed + time.monotonic() - started,
                 }
-                store.save(checkpoint.Saved(history.steps, state, history.so_far(), meta))
+                store.save(checkpoint.Saved(history.steps, roster.everyone(state), history.so_far(), meta))
 
         tracing = stack.enter_context(Profile(profile, logs))
-        around = _Around(save, save_every_s, keep.every_steps, keep.at, eval_every, log, tracing, asked, on_progress)
-        state = _advance(job, state, history, around)
+        around = _Around(
+            save, save_every_s, keep.every_steps, keep.at, eval_every, log, tracing, asked, on_progress, judge
+        )
+        state = _advance(job, state, history, roster, around)
         if store is not None:
             store.wait()
-        results = _results(job, state, history, elapsed - started, folder)
+        results = _results(job, state, history, roster, elapsed - started, folder)
         log.finish([result.row for result in results])
     return results
 
 
-def _results(job: _Job, state: step.State, history: History, clock: float, folder: str | Path | None) -> list[Result]:
+def _results(
+    job: _Job, state: step.State, history: History, roster: cull.Roster, clock: float, folder: str | Path | None
+) -> list[Result]:
     """Evaluates, and makes what `train_population` returns. clock: seconds spent before, less the moment of start."""
     eval_loss_G = evaluate(job.config, job.mesh, state.params, job.corpus.heldout)
     params_G = jax.device_get(state.params)
-    wall_s = (clock + time.monotonic()) / len(job.trials)
+    ends = [roster.over.get(g, (trial.steps, None)) for g, trial in enumerate(job.trials)]
+    wall_s = (clock + time.monotonic()) / sum(steps for steps, _ in ends)  # a step and trial
     where = Path(folder) if folder is not None else None
     results = []
-    for g, trial in enumerate(job.trials):
-        metrics = {name: values[: trial.steps, g] for name, values in history.so_far().items()}
+    for g, (trial, (steps, stopped)) in enumerate(zip(job.trials, ends)):
+        metrics = {name: values[:steps, g] for name, values in history.so_far().items()}
         row = row_lib.make_row(
             trial,
             losses=metrics["loss"],
             eval_loss=float(eval_loss_G[g]),
             chars_per_token=job.corpus.heldout_chars_per_token,
             diverged_at=diverged_at(metrics),
-            wall_s=wall_s,
+            wall_s=wall_s * steps,
+            stopped=stopped,
         )
         metrics = {"step": np.arange(len(metrics["loss"])), **metrics}
         results.append(Result(trial, model_lib.take_trial(params_G, g), metrics, row, where))
@@ -151,7 +162,7 @@ def _results(job: _Job, state: step.State, history: History, clock: float, folde
 
 def check(config: TrainConfig, *, n_trials: int = 1) -> None:
     """Raises the InputError that training `config` with n_trials trials would start with, without training."""
-    mesh_lib.state_sharding(_prepare(config, [{}] * n_trials).mesh, config.model, optim.method(config.optim))
+    _shardings(_prepare(config, [{}] * n_trials))
 
 
 def call_steps(config: TrainConfig) -> int:
@@ -186,6 +197,13 @@ class _Job:
         lanes = lanes_lib.choose(config, self.trials, self.mesh, self.call_steps)
         return replace(self, config=lanes_lib.with_lanes(config, lanes))
 
+    def only(self, live: Sequence[int]) -> _Job:
+        """These of its trials, as many of them together as before at most."""
+        trials = [self.trials[g] for g in live]
+        mesh, hyper_G = _placed(self.config, trials)
+        job = replace(self, trials=trials, mesh=mesh, hyper_G=hyper_G)
+        return job.with_lanes(min(self.config.compute.lanes, len(live)))
+
     def identity(self) -> dict[str, Any]:
         return {"trials": [t.run_id for t in self.trials], "configs": [config_lib.to_dict(t) for t in self.trials]}
 
@@ -198,29 +216,32 @@ def _prepare(config: TrainConfig, hypers: Sequence[Mapping[str, float]], corpus:
             f"model.vocab_size {config.model.vocab_size} is less than the {corpus.vocab_size} ids of tokenizer "
             f"{config.data.tokenizer!r}; set model.vocab_size={corpus.vocab_size}"
         )
-    mesh = mesh_lib.make_mesh(
-        config.mesh, n_trials=len(trials), batch_size=config.compute.micro_batch or config.batch_size
-    )
-    hyper_G = jax.device_put(population.stack_hypers(trials), mesh_lib.trial_sharding(mesh))
-    return _Job(config, trials, corpus, mesh, hyper_G)
+    return _Job(config, trials, corpus, *_placed(config, trials))
+
+
+def _placed(config: TrainConfig, trials: list[TrainConfig]) -> tuple[Mesh, Hyper]:
+    batch_size = config.compute.micro_batch or config.batch_size
+    mesh = mesh_lib.make_mesh(config.mesh, n_trials=len(trials), batch_size=batch_size)
+    return mesh, jax.device_put(population.stack_hypers(trials), mesh_lib.trial_sharding(mesh))
 
 
 def _start(
     job: _Job,
     store: checkpoint.Checkpoints | None,
     history: History,
+    roster: cull.Roster,
     branch_from: str | Path | None,
     start: Sequence[model_lib.Params] | None,
 ) -> tuple[step.State, float, _Job]:
     """The state to go on from and the seconds spent before: the last good checkpoint's (filling history), its own or
     else its trunk's, whose seconds are not its own, or new; and the job with its lanes, which are those of the
-    checkpoint, if they still fit the mesh."""
+    checkpoint, if they still fit the mesh. The roster is told who had ended."""
     wanted = job.config.compute.lanes
     if store is not None or branch_from is not None:
         target = jax.tree.map(
             lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
             jax.eval_shape(lambda: population.init_state(job.mesh, job.trials, job.hyper_G)),
-            mesh_lib.state_sharding(job.mesh, job.config.model, optim.method(job.config.optim)),
+            _shardings(job),
         )
         saved = None if store is None else store.restore(target, check=store.of_trials(job.identity()["trials"]))
         elapsed = 0.0 if saved is None else saved.meta["elapsed_s"]
@@ -228,6 +249,8 @@ def _start(
             saved = branch.trunk(branch_from, target, job.trials)
         if saved is not None:
             history.extend(saved.history)
+            if saved.meta.get("over"):
+                roster.end(saved.state, {int(g): tuple(end) for g, end in saved.meta["over"].items()})
             return saved.state, elapsed, job.with_lanes(wanted or saved.meta["lanes"])
     state = population.init_state(job.mesh, job.trials, job.hyper_G)
     if start is not None:
@@ -248,11 +271,12 @@ class _Around:
     profile: Profile
     asked: threading.Event  # to stop
     on_progress: Callable[[Progress], None] | None
+    judge: cull.Judge | None
 
     def room(self, done: int) -> int:
         """Steps until something is to be done between two steps."""
         borders = [done + every - done % every for every in (self.save_every_steps, self.eval_every) if every]
-        borders += [*self.save_at, *self.profile.borders]
+        borders += [*self.save_at, *(self.judge.at if self.judge is not None else ()), *self.profile.borders]
         return min([b for b in borders if b > done], default=sys.maxsize) - done
 
     def to_save(self, done: int) -> bool:
@@ -270,21 +294,22 @@ class _Around:
         return None
 
 
-def _advance(job: _Job, state: step.State, history: History, around: _Around) -> step.State:
+def _advance(whole: _Job, state: step.State, history: History, roster: cull.Roster, around: _Around) -> step.State:
     """From history.steps to the last horizon. The hot loop: no transfer but the batches in and late metrics out.
 
     Saves every save_every_s, at the multiples of save_every_steps, at the end, and at a request to stop.
     """
-    config, seq_len = job.config, job.config.data.seq_len
-    run_steps = population.compiled_train_steps(step.program(config), job.mesh)
-    call_steps = job.call_steps
-    pace = Pace()
+    config, seq_len = whole.config, whole.config.data.seq_len
+    call_steps, horizons = whole.call_steps, whole.horizons
+    job, state, run_steps, pace = _live(whole, state, history, roster)
     done = saved = history.steps
     last_save = time.monotonic()
     # Metrics, steps and evaluation of the last call; read after the next is dispatched.
     unread: list[tuple[step.Metrics, int, np.ndarray | None]] = []
-    tokens_per_step = config.batch_tokens * len(job.trials)
     peak = accelerators.peak_tokens_per_s(config, job.mesh)
+
+    def progress() -> Progress:
+        return history.progress(pace, config.batch_tokens * len(job.trials), peak)
 
     def read_all_but(kept: int) -> None:
         while len(unread) > kept:
@@ -294,10 +319,10 @@ def _advance(job: _Job, state: step.State, history: History, around: _Around) ->
                 rows |= _evaluations(eval_G, rows["loss"].shape, job.corpus.heldout_chars_per_token)
             history.extend(rows)
             pace.mark(history.steps)
-            around.log.write(history.steps - n, rows, history.progress(pace, tokens_per_step, peak))
+            around.log.write(history.steps - n, history.so_far(history.steps - n), progress())
 
     with jax.transfer_guard("disallow"):
-        while done < job.steps and not history.all_over(job.horizons):
+        while done < job.steps and not history.all_over(horizons):
             if around.profile.turns(done):
                 read_all_but(0)
                 around.profile.turn(done)
@@ -319,9 +344,14 @@ def _advance(job: _Job, state: step.State, history: History, around: _Around) ->
             eval_G = evaluate(config, job.mesh, state.params, job.corpus.heldout) if evaluated else None
             unread.append((metrics, n, eval_G))
             read_all_but(0 if done == job.steps else 1)
-            request = around.request_to_stop(
-                (lambda: history.progress(pace, tokens_per_step, peak)) if history.steps else None
-            )
+            if around.judge is not None and done in around.judge.at:
+                read_all_but(0)
+                ends = roster.ends(history.so_far()["loss"], around.judge, history.diverged)
+                if ends:
+                    roster.end(state, {g: (done, why) for g, why in ends.items()})
+                    around.log.end(roster.over)
+                    job, state, run_steps, pace = _live(whole, state, history, roster)
+            request = around.request_to_stop(progress if history.steps else None)
             if request is not None or around.to_save(done) or time.monotonic() - last_save > around.save_every_s:
                 read_all_but(0)
                 around.save(state)
@@ -331,7 +361,23 @@ def _advance(job: _Job, state: step.State, history: History, around: _Around) ->
         read_all_but(0)
     if saved < done:
         around.save(state)
+    if roster.over:
+        state = jax.device_put(roster.everyone(state), _shardings(whole))
     return state
+
+
+def _live(whole: _Job, state: step.State, history: History, roster: cull.Roster) -> tuple[_Job, step.State, Any, Pace]:
+    """The job and state of the trials that still train, their compiled steps, and a pace of their own."""
+    job = whole
+    history.live = roster.live
+    if roster.over and roster.live:
+        job = whole.only(roster.live)
+        state = jax.device_put(roster.of_live(), _shardings(job))
+    return job, state, population.compiled_train_steps(step.program(job.config), job.mesh), Pace()
+
+
+def _shardings(job: _Job) -> Any:
+    return mesh_lib.state_sharding(job.mesh, job.config.model, optim.method(job.config.optim))
 
 
 def _evaluations(eval_G: np.ndarray | None, shape: tuple[int, ...], chars_per_token: float) -> dict[str, np.ndarray]:

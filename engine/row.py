@@ -35,14 +35,22 @@ def make_row(
     chars_per_token: float,
     diverged_at: int | None,
     wall_s: float,
+    stopped: str | None = None,
 ) -> dict[str, Any]:
     """The run-table row of one trial (columns and units: the run table's schema).
 
     losses: training loss of every step, nats per token. diverged_at: the step of the first non-finite loss or
-    gradient. wall_s: seconds, the trial's share of its program's.
+    gradient. wall_s: seconds, the trial's share of its program's. stopped: why it was given up before its end
+    (`engine.cull`): it has no final loss then, and flops are those of the steps that it did; None: it was not.
     """
-    diverged = diverged_at is not None
     tokens = config.steps * config.batch_tokens
+    done = tokens if stopped is None else len(losses) * config.batch_tokens
+    status, reason = "ok", ""
+    if diverged_at is not None:
+        status, reason = "diverged", f"non-finite loss or gradient at step {diverged_at} of {config.steps}"
+    elif stopped is not None:
+        status, reason = "stopped", f"at step {len(losses)} of {config.steps}: {stopped}"
+    ended = status != "ok"
     return {
         "run_id": config.run_id,
         "recipe": config.recipe,
@@ -53,12 +61,12 @@ def make_row(
         "lr": config.optim.lr,
         "batch_tokens": config.batch_tokens,
         "seq_len": config.data.seq_len,
-        "loss": math.nan if diverged else smooth_loss(losses),
-        "eval_loss": math.nan if diverged else eval_loss,
-        "bpc": math.nan if diverged else eval_loss / math.log(2) / chars_per_token,
-        "flops": sizes.flops_per_token(config.model, config.data.seq_len) * tokens,
-        "status": "diverged" if diverged else "ok",
-        "reason": f"non-finite loss or gradient at step {diverged_at} of {config.steps}" if diverged else "",
+        "loss": math.nan if ended else smooth_loss(losses),
+        "eval_loss": math.nan if ended else eval_loss,
+        "bpc": math.nan if ended else eval_loss / math.log(2) / chars_per_token,
+        "flops": sizes.flops_per_token(config.model, config.data.seq_len) * done,
+        "status": status,
+        "reason": reason,
         "d_model": config.model.d_model,
         "n_layers": config.model.n_layers,
         "n_heads": config.model.n_heads,
