@@ -70,6 +70,12 @@ def positives(text: str, option: str) -> list[float]:
     return [positive(part, option) for part in text.split(",")]
 
 
+def share(text: str, option: str) -> float:
+    """'0.1%' or '0.001' as a number above 0."""
+    number = text.removesuffix("%")
+    return positive(number, option) / (100 if number != text else 1)
+
+
 def whole(text: str, option: str) -> int:
     """A whole number above 0."""
     if not (text.isdigit() and int(text) > 0):

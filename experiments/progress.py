@@ -215,7 +215,7 @@ def _outcome(rows: Sequence[Row]) -> str:
     losses = [row["loss"] for row in rows if row["status"] == "ok"]
     bad = [row for row in rows if row["status"] != "ok"]
     parts = [f"loss {show.span(losses, show.loss)}"] if losses else []
-    for status in ("diverged", "failed"):
+    for status in ("diverged", "stopped", "failed"):
         n = sum(row["status"] == status for row in bad)
         parts += [f"{n} {status} ({bad[0]['reason']:.100})"] if n else []
     return ", ".join(parts)

@@ -78,6 +78,7 @@ class Summary:
     already: int  # had rows before
     ok: int  # trained now, by status
     diverged: int
+    stopped: int  # as hopeless
     failed: int
     interrupted: bool
     wall_s: float
@@ -85,7 +86,7 @@ class Summary:
 
     @property
     def left(self) -> int:
-        return self.trials - self.already - self.ok - self.diverged - self.failed
+        return self.trials - self.already - self.ok - self.diverged - self.stopped - self.failed
 
 
 def train_chunk(chunk: Chunk, folder: Path, on_progress: Callable[[Progress], None], **how: Any) -> list[Row]:
@@ -128,7 +129,7 @@ def run(
     backend = backend or in_turn(trainer or partial(train_chunk, logs=store.path / LOGS))
     watcher = watcher or Watcher()
     started = time.monotonic()
-    counts = {"ok": 0, "diverged": 0, "failed": 0}
+    counts = {"ok": 0, "diverged": 0, "stopped": 0, "failed": 0}
     if shard is not None:
         plan = dataclasses.replace(plan, chunks=tuple(plan_lib.shard(plan.chunks, *shard)))
         ours = {t.run_id for chunk in plan.chunks for t in chunk.trials}

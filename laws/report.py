@@ -161,7 +161,7 @@ def _lead(runs: pd.DataFrame, target: str) -> str:
     words = (
         f"{len(runs):,} runs of {_kinds(sizes, 'model size')} ({_span(sizes, plots.count)}) on "
         f"{_kinds(budgets, 'token budget')} ({_span(budgets, plots.count)})"
-        + (f", {lost} of which diverged or failed" if lost else "")
+        + (f", {lost} of which diverged, were stopped or failed" if lost else "")
         + f". The lowest {plots.unit(target)} is {best[target]:.4f}, at N = {plots.count(best['params'])} and "
         f"D = {plots.count(best['tokens'])}."
     )
@@ -287,7 +287,7 @@ def _diagnosis(posterior: Posterior) -> str:
     left = f", {meta['excluded']} left out" if meta["excluded"] else ""
     fitted = f"Fitted to {meta['rows_used']:,} of {meta['rows']:,} rows in {meta['cells']} cells{left}. "
     if meta.get("censored"):
-        fitted += f"{meta['censored']:,} that diverged count too, as losses above their cell's best. "
+        fitted += f"{meta['censored']:,} that diverged or were stopped count too, as losses above their cell's best. "
     if "max_rhat" not in d:
         return fitted + f"By the normal approximation at the mode, in {d['seconds']:.0f} s."
     diverged = f"{d['divergences']:.0f} draws diverged" if d["divergences"] else "no draw diverged"
@@ -330,7 +330,8 @@ def _runs(runs: pd.DataFrame, target: str) -> str:
         have = [c for c in ("params", "tokens", "lr", "batch_tokens", "status", "reason") if c in lost]
         rows = [[_show(c, row[c]) for c in have] for _, row in lost.head(200).iterrows()]
         out += page.details(
-            f"The {len(lost)} runs that diverged or failed", page.table(have, rows, words=(len(have) - 1,))
+            f"The {len(lost)} runs that diverged, were stopped or failed",
+            page.table(have, rows, words=(len(have) - 1,)),
         )
     return page.section("The runs", out)
 

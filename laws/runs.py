@@ -21,7 +21,7 @@ import pandas as pd
 from laws.errors import InputError
 from laws.schema import LOSSES, hint, listed, meaning, nearest, validate
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: status may be stopped
 SIZES = ("params", "params_total", "params_active")  # what N may count
 METADATA_KEY = b"stepseer.run_table"
 
@@ -112,8 +112,9 @@ def finished(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def diverged(runs: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
-    """The runs that diverged, of those that have all of `columns`, with a fresh index."""
-    return runs[runs["status"] == "diverged"].dropna(subset=list(columns)).reset_index(drop=True)
+    """The runs that diverged or were stopped as hopeless, which would have ended above their cell's best, of those that
+    have all of `columns`, with a fresh index."""
+    return runs[runs["status"].isin(("diverged", "stopped"))].dropna(subset=list(columns)).reset_index(drop=True)
 
 
 def write_parquet(runs: pd.DataFrame, path: str | os.PathLike[str]) -> Path:

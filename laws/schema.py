@@ -38,14 +38,14 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "eval_loss": ("nats per token", "loss on the held-out set"),
     "bpc": ("bits per character", "loss on the held-out set in bits per character"),
     "flops": ("FLOP", "training compute"),
-    "status": ("", "ok, diverged or failed"),
+    "status": ("", "ok, diverged, stopped (as hopeless, before its end) or failed"),
     "step": ("", "optimiser step of a checkpoint"),
     "portion": ("", "share of the run's steps at a checkpoint"),
-    "reason": ("", "why a run diverged or failed"),
+    "reason": ("", "why a run diverged, was stopped or failed"),
     "seed": ("", "random seed"),
 }
 LOSSES = ("loss", "eval_loss", "bpc")
-STATUSES = ("ok", "diverged", "failed")
+STATUSES = ("ok", "diverged", "stopped", "failed")
 
 _COUNTS = (
     *("params", "params_active", "params_total", "tokens", "unique_tokens", "lr", "batch_tokens", "seq_len", "flops"),
@@ -206,7 +206,7 @@ _RULES: list[tuple[str, str, Test]] = [
         for c in _COUNTS
         if c not in ("params", "tokens")
     ],
-    ("status", "unknown; write ok, diverged or failed", lambda r: r["status"].isin(STATUSES)),
+    ("status", "unknown; write ok, diverged, stopped or failed", lambda r: r["status"].isin(STATUSES)),
     (
         "params",
         "too small to be a count; is it in millions or billions? write 7e9 for 7 billion",

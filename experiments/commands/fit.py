@@ -97,7 +97,8 @@ def run(args: argparse.Namespace) -> int:
     if isinstance(meta.get("scatter"), dict):
         print(f"noise: {noise.sentence(parameters['noise']['median'], meta)}")
     if meta.get("censored"):
-        print(f"{show.plural(meta['censored'], 'run')} that diverged count as losses above their cell's best")
+        lost = show.plural(meta["censored"], "run")
+        print(f"{lost} that diverged or were stopped count as losses above their cell's best")
     for warning in posterior.warnings:
         print(f"note: {warning}")
     asked = f"{out} --params N --tokens D" + (" --recipe NAME" if "recipes" in meta else "")

@@ -12,7 +12,7 @@ import laws
 from experiments import show
 from experiments.commands.allocate import about
 from experiments.errors import InputError
-from experiments.options import Parser, fraction, positive, positives
+from experiments.options import Parser, fraction, positive, positives, share
 
 # what a posterior predicts: field of Prediction -> (how people call it, how they write it)
 QUANTITIES = {
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     level = fraction(args.level, "--level")
     if (args.lr is None) != (args.batch_tokens is None):
         raise InputError("--lr and --batch-tokens go together: a setting is both")
-    within = None if args.within is None else _share(args.within, "--within")
+    within = None if args.within is None else share(args.within, "--within")
     posterior = laws.load_posterior(args.posterior)
     if args.recipe is not None:
         posterior = posterior.of(args.recipe)
@@ -97,12 +97,6 @@ def run(args: argparse.Namespace) -> int:
 def _warnings(posterior: laws.Posterior, query: dict[str, float], setting: dict[str, float]) -> list[str]:
     """Those of one query."""
     return posterior.regret(**query, **setting).warnings if setting else posterior.predict(**query, n_draws=1).warnings
-
-
-def _share(text: str, option: str) -> float:
-    """'0.1%' or '0.001'."""
-    number = text.removesuffix("%")
-    return positive(number, option) / (100 if number != text else 1)
 
 
 def _pairs(params: list[float], tokens: list[float]) -> tuple[list[float], list[float]]:

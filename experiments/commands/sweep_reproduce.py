@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiments import compile_cache, progress, runner, show, store
+from experiments import compile_cache, hopeless, progress, runner, show, store
 from experiments.errors import InputError
 from experiments.options import Parser
 from experiments.plan import Chunk, Plan
@@ -39,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
         runner.check_data(chunk.trials, watcher)
         plan = Plan(f"trial {then['run_id']}", chunk.trials, (chunk,), 0, len(chunk.trials))
         again = store.create(Path(folder) / "again", plan)
-        summary = runner.run(plan, again, watcher=watcher)
+        trainer = partial(runner.train_chunk, judge=hopeless.as_before(rows))
+        summary = runner.run(plan, again, trainer=trainer, watcher=watcher)
         if summary.interrupted:
             raise KeyboardInterrupt
         (now,) = (row for row in again.read().to_dict("records") if row["run_id"] == then["run_id"])

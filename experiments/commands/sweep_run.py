@@ -9,12 +9,12 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
 
-from experiments import compile_cache, progress, runner, show, store
+from experiments import compile_cache, hopeless, progress, runner, show, store
 from experiments import forecast as forecast_lib
 from experiments import plan as plan_lib
 from experiments.commands.sweep_plan import add_grid, describe, read_grid, saving, with_sizes
 from experiments.errors import InputError
-from experiments.options import Parser
+from experiments.options import Parser, share
 from experiments.plan import Plan
 
 if TYPE_CHECKING:
@@ -35,14 +35,21 @@ def parser() -> Parser:
         help="run part I (from 0) of N only, as one of N jobs that share the folder: --shard $JOB_COMPLETION_INDEX/8",
     )
     made.add_argument("--retry-failed", action="store_true", help="train failed trials again")
+    made.add_argument(
+        "--stop-hopeless",
+        metavar="X",
+        help="end trials on the way whose learning curves say that they won't come within X, such as 2%%, of the best",
+    )
     made.add_argument("--wandb", metavar="PROJECT", help="log to Weights & Biases too; WANDB_MODE=offline works")
     return made
 
 
 def run(args: argparse.Namespace) -> int:
-    shard = _shard(args.shard)
+    shard, within = _shard(args.shard), _within(args.stop_hopeless)
     existing = store.existing(args.out)
     plan = read_grid(args, existing=existing)
+    if within is not None and plan.trunks:
+        raise InputError("--stop-hopeless ends trials that others branch from; leave out one of it and --trunks")
     if plan.repeats and not args.json:
         print(f"{show.plural(plan.repeats, 'trial')} left out: the same config as another")
     compile_cache.use()
@@ -53,7 +60,9 @@ def run(args: argparse.Namespace) -> int:
         if alone:
             plan = with_sizes(plan, costs)
         folder = store.create(args.out, plan)
-        trainer = partial(runner.train_chunk, logs=folder.path / runner.LOGS, wandb=args.wandb)
+        trainer: runner.Trainer = partial(runner.train_chunk, logs=folder.path / runner.LOGS, wandb=args.wandb)
+        if within is not None:
+            trainer = hopeless.stopping(trainer, hopeless.Finished(plan.trials, folder), within)
         how_long = _forecast(plan, folder, costs, ready, shard)
         if how_long and not args.json:
             print(how_long, flush=True)
@@ -62,7 +71,19 @@ def run(args: argparse.Namespace) -> int:
         )
     if plan.trunks and not args.json:
         print(saving(plan))
-    return finish(summary, args.out, as_json=args.json)
+    return finish(summary, args.out, as_json=args.json, saved=0.0 if within is None else hopeless.saved(folder))
+
+
+def _within(text: str | None) -> float | None:
+    if text is None:
+        return None
+    within = share(text, "--stop-hopeless")
+    if not hopeless.LEAST <= within < 1:
+        raise InputError(
+            f"--stop-hopeless is {text!r}; laws learn from runs within {hopeless.LEAST:.0%} of the best, so give "
+            f"{hopeless.LEAST:.0%} or more"
+        )
+    return within
 
 
 def _costs(plan: Plan, watcher: runner.Watcher, *, measure: bool) -> tuple[dict[str, Cost], set[str]]:
@@ -98,17 +119,20 @@ def _shard(text: str | None) -> tuple[int, int] | None:
     return int(index), int(of)
 
 
-def finish(summary: runner.Summary, out: str, *, as_json: bool) -> int:
-    """Says how a run ended; returns the exit code."""
+def finish(summary: runner.Summary, out: str, *, as_json: bool, saved: float = 0.0) -> int:
+    """Says how a run ended; returns the exit code. saved: FLOPs, by ending hopeless trials."""
     if as_json:
-        print(show.as_json({"out": str(out), **asdict(summary), "left": summary.left}))
+        print(show.as_json({"out": str(out), **asdict(summary), "left": summary.left, "flops_saved": saved}))
     else:
         parts = [f"{summary.ok} trained"] if summary.ok else []
         parts += [f"{summary.diverged} diverged"] if summary.diverged else []
+        parts += [f"{summary.stopped} stopped as hopeless"] if summary.stopped else []
         parts += [f"{summary.failed} failed"] if summary.failed else []
         parts += [f"{summary.already} done before"] if summary.already else []
         parts += [f"{summary.left} left"] if summary.left else []
         print(f"{show.plural(summary.trials, 'trial')}: {', '.join(parts)}, in {show.seconds(summary.wall_s)}")
+        if saved:
+            print(f"ending hopeless trials saved {show.flops(saved)} FLOPs so far")
     if summary.interrupted:
         return interrupted("run the same command again to go on", summary.signum)
     if summary.failed:

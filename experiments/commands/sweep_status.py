@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from experiments import recipes, show, store
+from experiments import hopeless, recipes, show, store
 from experiments.options import Parser
 from experiments.plan import make_plan
 
@@ -39,8 +39,9 @@ def run(args: argparse.Namespace) -> int:
     folder = open_folder(args)
     rows = folder.read(["flops", "wall_s"])
     statuses = rows["status"].value_counts().to_dict() if len(rows) else {}
-    counts = {status: int(statuses.get(status, 0)) for status in ("ok", "diverged", "failed")}
-    done_flops = float(rows["flops"].sum()) if len(rows) else 0.0
+    counts = {status: int(statuses.get(status, 0)) for status in ("ok", "diverged", "stopped", "failed")}
+    saved = hopeless.saved(folder)
+    done_flops = float(rows["flops"].sum()) + saved if len(rows) else 0.0
     timed = rows[rows["wall_s"].notna()] if len(rows) else rows
     wall_s = float(timed["wall_s"].sum()) if len(timed) else 0.0
     left_s = None
@@ -57,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
         "done": len(rows),
         **counts,
         "flops": folder.flops,
-        "flops_done": done_flops,
+        "flops_done": done_flops - saved,
+        "flops_saved": saved,
         "wall_s": wall_s,
         "seconds_left": left_s,
         "forecast_s": sum(thought.values()) or None,
@@ -68,13 +70,17 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(show.as_json(status))
         return 0
-    bad = [f"{counts[s]} {s}" for s in ("diverged", "failed") if counts[s]]
+    bad = [f"{counts[s]} {s}" for s in ("diverged", "stopped", "failed") if counts[s]]
     share = done_flops / folder.flops
     console = show.console()
     console.print(
         f"{folder.path}: {len(rows)} of {show.plural(len(folder.run_ids), 'trial')} of {folder.grid}"
         f"{f' ({chr(44).join(bad)})' if bad else ''}, {share:.0%} of {show.flops(folder.flops)} FLOPs"
     )
+    if saved:
+        console.print(
+            f"ending hopeless trials saved {show.flops(saved)} FLOPs, {saved / done_flops:.0%} of what is done"
+        )
     console.print(f"running: {status['running'] or 'no'}")
     if thought_s > 0:
         console.print(

@@ -65,7 +65,7 @@ def test_a_quickstart_sized_table_passes():
         ({"tokens": [100e9] * 3, "batch_tokens": [4096] * 3, "seq_len": [2048] * 3}, ["batch_tokens = 4096"]),
         ({"batch_tokens": [1e10] * 3}, ["batch_tokens = 1e+10", "larger than the run's tokens"]),
         ({"lr": [0.0, 1e-3, 1e-3]}, ["row 1", "lr = 0"]),
-        ({"status": ["ok", "done", "ok"]}, ["row 2", "status = 'done'", "ok, diverged or failed"]),
+        ({"status": ["ok", "done", "ok"]}, ["row 2", "status = 'done'", "ok, diverged, stopped or failed"]),
         ({"params_total": [1e7] * 3}, ["above params_total"]),
         ({"params_active": [5e8] * 3}, ["params_active = 5e+08", "above params", "all experts"]),
         ({"unique_tokens": [1e9, 5e9, 1e9]}, ["row 2", "unique_tokens = 5e+09", "above tokens"]),
@@ -173,7 +173,7 @@ def test_parquet_round_trip_keeps_rows_and_states_its_version(tmp_path):
 
     runs = load_runs(table(lr=[1e-3, 2e-3, 3e-3]))
     path = write_parquet(runs, tmp_path / "sub" / "runs.parquet")
-    assert json.loads(pq.read_schema(path).metadata[METADATA_KEY]) == {"version": 1}
+    assert json.loads(pq.read_schema(path).metadata[METADATA_KEY]) == {"version": 2}
     assert load_runs(path).equals(runs)
     assert [p.name for p in path.parent.iterdir()] == ["runs.parquet"]
 
