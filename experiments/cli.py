@@ -35,6 +35,7 @@ COMMANDS = {
     "export": ("export", "write a trained model in Hugging Face's format"),
     "sweep plan": ("sweep_plan", "what a grid would run, and what it would cost"),
     "sweep run": ("sweep_run", "run a grid; run it again to go on"),
+    "sweep design": ("sweep_design", "of a grid, train the trials that say most of a target scale; again to go on"),
     "sweep status": ("sweep_status", "how far a grid is"),
     "sweep reproduce": ("sweep_reproduce", "train a row again, and compare"),
     "sweep table": ("sweep_table", "the rows so far, on the terminal or as CSV or Parquet"),

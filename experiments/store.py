@@ -67,7 +67,7 @@ class Store:
         """
         part = self._part(chunk_id)
         part.parent.mkdir(exist_ok=True)
-        _write_atomic(part, lambda file: pq.write_table(_table(rows), file, write_page_checksum=True))
+        write_atomic(part, lambda file: pq.write_table(_table(rows), file, write_page_checksum=True))
         if not keep_checkpoints:
             self.drop_checkpoints(chunk_id)
 
@@ -134,7 +134,7 @@ class Store:
         """Notes, durably, that a chunk ran out of memory: half as many trials of its cohort are tried from now on."""
         file = self.path / "fits" / f"{chunk.cohort}-{-(-len(chunk.trials) // 2)}"
         file.parent.mkdir(exist_ok=True)
-        _write_atomic(file, lambda _: None)
+        write_atomic(file, lambda _: None)
         self.drop_checkpoints(chunk.id)
 
     def forecast(self) -> dict[str, float]:
@@ -149,7 +149,7 @@ class Store:
         """Beside what is there already."""
         name = "forecast.json" if shard is None else f"forecast-{shard[0]}-of-{shard[1]}.json"
         text = json.dumps({**self.forecast(), **{run_id: float(f"{s:.4g}") for run_id, s in seconds.items()}})
-        _write_atomic(self.path / name, lambda file: file.write(text.encode()))
+        write_atomic(self.path / name, lambda file: file.write(text.encode()))
 
     def tidy(self, needed: Collection[str] = ()) -> None:
         """Removes what a killed writer left: temporary files, checkpoints of chunks that have their part, but for those
@@ -227,7 +227,7 @@ def create(path: str | Path, plan: Plan) -> Store:
     }
     try:
         path.mkdir(parents=True, exist_ok=True)
-        _write_atomic(path / "grid.json", lambda file: file.write(json.dumps(meta, indent=1).encode()))
+        write_atomic(path / "grid.json", lambda file: file.write(json.dumps(meta, indent=1).encode()))
         (path / "parts").mkdir(exist_ok=True)
     except OSError as error:
         raise _unwritable(path, error) from None
@@ -290,7 +290,7 @@ def _is_temporary(name: str) -> bool:
     return name.startswith(".") and name.endswith(".tmp")
 
 
-def _write_atomic(path: Path, write: Any) -> None:
+def write_atomic(path: Path, write: Any) -> None:
     """`write(file)` to a temporary file beside `path`, synced, then renamed over it."""
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:

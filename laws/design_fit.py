@@ -110,6 +110,17 @@ class Belief:
         """The same with each scale's scatter about the law, as its own runs tell; the law's where there are none."""
         return quantities(self.space, self.theta)[self.space.of(table)][:, :2]
 
+    def optimum_sd(self, table: pd.DataFrame) -> np.ndarray:
+        """Standard deviations of `optimum` [row, 2]."""
+        at = self.space.of(table)
+        found = []
+        for quantity in (LR, BATCH):
+            local = np.zeros((len(at), LOCAL))
+            local[:, quantity] = 1.0
+            J = derivatives(self.space, at, local)
+            found.append(np.sqrt(np.sum((J @ self.cov) * J, axis=1)))
+        return np.stack(found, axis=1)
+
 
 def quantities(space: Space, theta: np.ndarray) -> np.ndarray:
     """The quantities of every scale, [scale, LOCAL]."""

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     out = None if args.out is None else output(args.out, "--out", (".csv",), [args.runs, args.candidates])
     batch, cohort, seed = (whole(getattr(args, name), f"--{name}") for name in ("batch", "cohort", "seed"))
     flops = math.inf if args.flops is None else positive(args.flops, "--flops")
-    targets = _scales(args.target_params, args.target_tokens, args.target_params_active, "--target-", paired=True)
+    targets = read_scales(args.target_params, args.target_tokens, args.target_params_active, "--target-", paired=True)
     runs = _runs(args) if args.runs else pd.DataFrame({c: pd.Series(dtype=float) for c in (*COLUMNS, args.target)})
     offered = _candidates(args, runs)
     space = design.make_space(runs, offered, targets)
@@ -102,7 +102,7 @@ def _runs(args: argparse.Namespace) -> pd.DataFrame:
     return runs[[*COLUMNS, args.target, *(["params_active"] if sparse else [])]].reset_index(drop=True)
 
 
-def _scales(params: str, tokens: str, active: str | None, prefix: str, *, paired: bool = False) -> pd.DataFrame:
+def read_scales(params: str, tokens: str, active: str | None, prefix: str, *, paired: bool = False) -> pd.DataFrame:
     """params, tokens (and params_active) of the options: each N with its D, or with every D."""
     N, D = positives(params, f"{prefix}params"), positives(tokens, f"{prefix}tokens")
     S = N if active is None else positives(active, f"{prefix}params-active")
@@ -137,7 +137,7 @@ def _candidates(args: argparse.Namespace, runs: pd.DataFrame) -> pd.DataFrame:
     if runs.empty and lacking:
         raise InputError(f"before any run, say what may be run: {', '.join(lacking)} (or --candidates FILE)")
     if args.params is not None:
-        scales = _scales(args.params, args.tokens, args.params_active, "--")
+        scales = read_scales(args.params, args.tokens, args.params_active, "--")
     else:
         scales = design.scales_of(runs)
     lr = _range(args.lr, "--lr", runs["lr"], design.LR_RATIO)

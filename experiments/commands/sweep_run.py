@@ -28,28 +28,32 @@ def parser() -> Parser:
         examples="  stepseer sweep run tiny --out results\n  stepseer sweep run my_grids.py:widths --out widths",
     )
     add_grid(made)
-    made.add_argument("--out", metavar="DIR", required=True, help="results folder")
+    add_training(made)
     made.add_argument(
         "--shard",
         metavar="I/N",
         help="run part I (from 0) of N only, as one of N jobs that share the folder: --shard $JOB_COMPLETION_INDEX/8",
     )
     made.add_argument("--retry-failed", action="store_true", help="train failed trials again")
+    return made
+
+
+def add_training(made: Parser) -> None:
+    """The arguments that say where results go and what is done beside."""
+    made.add_argument("--out", metavar="DIR", required=True, help="results folder")
     made.add_argument(
         "--stop-hopeless",
         metavar="X",
         help="end trials on the way whose learning curves say that they won't come within X, such as 2%%, of the best",
     )
     made.add_argument("--wandb", metavar="PROJECT", help="log to Weights & Biases too; WANDB_MODE=offline works")
-    return made
 
 
 def run(args: argparse.Namespace) -> int:
-    shard, within = _shard(args.shard), _within(args.stop_hopeless)
+    shard = _shard(args.shard)
     existing = store.existing(args.out)
     plan = read_grid(args, existing=existing)
-    if within is not None and plan.trunks:
-        raise InputError("--stop-hopeless ends trials that others branch from; leave out one of it and --trunks")
+    within(args, plan)  # before anything is made
     if plan.repeats and not args.json:
         print(f"{show.plural(plan.repeats, 'trial')} left out: the same config as another")
     compile_cache.use()
@@ -60,9 +64,7 @@ def run(args: argparse.Namespace) -> int:
         if alone:
             plan = with_sizes(plan, costs)
         folder = store.create(args.out, plan)
-        trainer: runner.Trainer = partial(runner.train_chunk, logs=folder.path / runner.LOGS, wandb=args.wandb)
-        if within is not None:
-            trainer = hopeless.stopping(trainer, hopeless.Finished(plan.trials, folder), within)
+        trainer = trainer_of(args, plan, folder)
         how_long = _forecast(plan, folder, costs, ready, shard)
         if how_long and not args.json:
             print(how_long, flush=True)
@@ -71,19 +73,32 @@ def run(args: argparse.Namespace) -> int:
         )
     if plan.trunks and not args.json:
         print(saving(plan))
-    return finish(summary, args.out, as_json=args.json, saved=0.0 if within is None else hopeless.saved(folder))
+    return finish(summary, args.out, as_json=args.json, saved=hopeless.saved(folder))
 
 
-def _within(text: str | None) -> float | None:
+def trainer_of(args: argparse.Namespace, plan: Plan, folder: store.Store) -> runner.Trainer:
+    """What trains the chunks, as the arguments of `add_training` have it."""
+    below = within(args, plan)
+    trainer: runner.Trainer = partial(runner.train_chunk, logs=folder.path / runner.LOGS, wandb=args.wandb)
+    if below is None:
+        return trainer
+    return hopeless.stopping(trainer, hopeless.Finished(plan.trials, folder), below)
+
+
+def within(args: argparse.Namespace, plan: Plan) -> float | None:
+    """--stop-hopeless, checked."""
+    text = args.stop_hopeless
     if text is None:
         return None
-    within = share(text, "--stop-hopeless")
-    if not hopeless.LEAST <= within < 1:
+    if plan.trunks:
+        raise InputError("--stop-hopeless ends trials that others branch from; leave out one of it and --trunks")
+    found = share(text, "--stop-hopeless")
+    if not hopeless.LEAST <= found < 1:
         raise InputError(
             f"--stop-hopeless is {text!r}; laws learn from runs within {hopeless.LEAST:.0%} of the best, so give "
             f"{hopeless.LEAST:.0%} or more"
         )
-    return within
+    return found
 
 
 def _costs(plan: Plan, watcher: runner.Watcher, *, measure: bool) -> tuple[dict[str, Cost], set[str]]:
