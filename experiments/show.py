@@ -55,6 +55,13 @@ def bits(value: float) -> str:
     return f"{value:.3f}" if math.isfinite(value) else "-"
 
 
+def value(value: Any) -> str:
+    """Of a config's field."""
+    if isinstance(value, (bool, np.bool_)):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def flops(value: float) -> str:
     """8.4e15 as '8.4e15'; in words elsewhere."""
     return rate(value) if value else "0"

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from engine import config as config_lib
 from engine import sizes
 from experiments import bound as bound_lib
+from experiments import differing as differing_lib
 from experiments import forecast as forecast_lib
 from experiments import plan as plan_lib
 from experiments import progress, recipes, show, store
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from engine.pilot import Cost
     from tpu.topologies import Slice
 
+KNOWN = ("recipe", "model.d_model", "model.n_layers", "batch_size", "tokens", "optim.lr")  # shown in any case
 MOST = 40  # cohorts on the terminal; JSON has all
 
 
@@ -176,6 +179,7 @@ def print_plan(found: _Found, *, counted: bool, everything: bool) -> None:
     """counted: with what is done of every cohort; everything: more than `MOST` of them."""
     plan, console = found.plan, show.console()
     rows = []
+    differing = differing_lib.fields(plan.trials, known=KNOWN)
     dearest = sorted(plan.cohorts, key=lambda chunks: -sum(c.flops for c in chunks))[: None if everything else MOST]
     shown = {chunks[0].cohort for chunks in dearest}
     for chunks in plan.cohorts:
@@ -183,6 +187,7 @@ def print_plan(found: _Found, *, counted: bool, everything: bool) -> None:
             continue
         base, trials = chunks[0].base, [t for chunk in chunks for t in chunk.trials]
         values = _cohort(chunks, found)
+        others = [show.span([config_lib.get(t, name) for t in trials], show.value) for name in differing]
         size, seconds = values.get("bytes_per_device"), values.get("seconds")
         rows.append(
             [
@@ -191,6 +196,7 @@ def print_plan(found: _Found, *, counted: bool, everything: bool) -> None:
                 show.count(base.batch_tokens),
                 show.span([t.tokens for t in trials], show.count),
                 show.span([t.optim.lr for t in trials], show.rate),
+                *others,
                 str(len(trials)),
                 str(len(chunks)),
                 show.flops(sum(c.flops for c in chunks)),
@@ -199,7 +205,9 @@ def print_plan(found: _Found, *, counted: bool, everything: bool) -> None:
                 *([show.seconds(seconds) if seconds else "-"] if found.forecast or found.bounds else []),
             ]
         )
-    header = ["N", "width x depth", "batch", "tokens", "lr", "trials", "chunks", "FLOPs"]
+    header = ["N", "width x depth", "batch", "tokens", "lr"]
+    header += [name.rpartition(".")[2] for name in differing]
+    header += ["trials", "chunks", "FLOPs"]
     header += ["done"] if counted else []
     header += ["GiB a device" + (", at least" if found.bounds else "")] if found.costs or found.bounds else []
     header += ["time" + (", at least" if found.bounds else "")] if found.forecast or found.bounds else []

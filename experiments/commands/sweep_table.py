@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from experiments import differing as differing_lib
 from experiments import show
 from experiments.commands.sweep_status import add_folder, open_folder
 from experiments.errors import InputError
-from experiments.options import Parser, one_of
+from experiments.options import Parser, nearest, one_of
 
+MANY = 5000  # trials, above which the terminal shows the columns of the run table only
 MOST = 40  # rows on the terminal; files and JSON have all
 SHOWN = ("params", "tokens", "lr", "batch_tokens", "loss", "eval_loss", "bpc", "reason")  # columns there
 
@@ -22,10 +25,16 @@ def parser() -> Parser:
         "sweep table",
         "Show the rows so far, best loss first within each size and budget; or write them as CSV or Parquet.",
         examples="  stepseer sweep table --out results\n"
+        "  stepseer sweep table --out results --pivot weight_decay,lr\n"
         "  stepseer sweep table --out results --save runs.parquet\n"
         "  stepseer sweep table --out results --format csv > runs.csv",
     )
     add_folder(made)
+    made.add_argument(
+        "--pivot",
+        metavar="ROWS,COLUMNS",
+        help="the least loss by two columns or config fields, such as weight_decay,lr",
+    )
     made.add_argument("--format", metavar="table|csv|parquet", help="table (default), csv, or parquet (needs --save)")
     made.add_argument("--save", metavar="FILE", help="write there; .csv or .parquet says which")
     made.add_argument("--all", action="store_true", help=f"more than {MOST} rows on the terminal")
@@ -35,9 +44,17 @@ def parser() -> Parser:
 def run(args: argparse.Namespace) -> int:
     form = _form(args)
     folder = open_folder(args)
-    rows = folder.read(SHOWN if form == "table" and not args.json else None)
+    many = len(folder.run_ids) > MANY and form == "table" and not args.json and not args.pivot
+    rows = folder.read(SHOWN if many else None)
     if rows.empty:
         raise InputError(f"{folder.path} has no rows yet; run: stepseer sweep run {folder.grid} --out {folder.path}")
+    rows, differing = (rows, []) if many else differing_lib.with_columns(rows)
+    if args.pivot:
+        table = pivot(rows, args.pivot)
+        if form == "table" and not args.json:
+            _print_pivot(table)
+            return 0
+        rows = table.rename(columns=str).reset_index()
     if args.save:
         save(rows, Path(args.save).expanduser(), form)
         if not args.json:
@@ -47,8 +64,29 @@ def run(args: argparse.Namespace) -> int:
     elif form == "csv" and not args.save:
         rows.to_csv(sys.stdout, index=False)
     elif not args.save:
-        _print(rows, everything=args.all)
+        _print(rows, differing, everything=args.all)
     return 0
+
+
+def pivot(rows: pd.DataFrame, by: str) -> pd.DataFrame:
+    """The least loss of trials that ended well: a row for every value of the first of two columns or fields, a column
+    for every value of the second. Raises InputError for a name that there is not."""
+    names = by.split(",")
+    if len(names) != 2:
+        raise InputError(f"--pivot is {by!r}; name two columns or fields, such as weight_decay,lr")
+    short = {str(name).rpartition(".")[2]: name for name in rows.columns}
+    for name in names:
+        if name not in rows.columns and name not in short:
+            raise InputError(f"--pivot: no column {name!r}{nearest(name, [*short, *rows.columns])}")
+    first, second = (name if name in rows.columns else short[name] for name in names)
+    return rows[rows["status"] == "ok"].pivot_table(index=first, columns=second, values="loss", aggfunc="min")
+
+
+def _print_pivot(table: pd.DataFrame) -> None:
+    cells = [[show.value(at), *map(show.loss, losses)] for at, losses in zip(table.index, table.to_numpy())]
+    header = [str(table.index.name), *map(show.value, table.columns)]
+    title = f"least loss by {table.index.name} (down) and {table.columns.name} (across)"
+    show.console().print(show.table(title, header, cells, left=0))
 
 
 def save(rows: pd.DataFrame, path: Path, form: str) -> None:
@@ -78,7 +116,7 @@ def _form(args: argparse.Namespace) -> str:
     return form
 
 
-def _print(rows: pd.DataFrame, *, everything: bool) -> None:
+def _print(rows: pd.DataFrame, differing: Sequence[str], *, everything: bool) -> None:
     rows = rows.sort_values(["params", "tokens", "loss"], ignore_index=True)
     best = rows.groupby(["params", "tokens"])["loss"].transform("min") == rows["loss"]
     shown = rows if everything else rows[:MOST]
@@ -88,6 +126,7 @@ def _print(rows: pd.DataFrame, *, everything: bool) -> None:
             show.count(row["tokens"]),
             show.rate(row["lr"]),
             show.count(row["batch_tokens"]),
+            *(show.value(row[name]) for name in differing),
             show.loss(row["loss"]) + ("*" if is_best else " "),
             show.loss(row["eval_loss"]),
             show.bits(row["bpc"]),
@@ -95,7 +134,8 @@ def _print(rows: pd.DataFrame, *, everything: bool) -> None:
         ]
         for row, is_best in zip(shown.to_dict("records"), best)
     ]
-    header = ["N", "tokens", "lr", "batch", "loss ", "held-out", "bits/char", "status"]
+    header = ["N", "tokens", "lr", "batch"]
+    header += [name.rpartition(".")[2] for name in differing] + ["loss ", "held-out", "bits/char", "status"]
     console = show.console()
     console.print(show.table(show.plural(len(rows), "row"), header, cells, left=0))
     more = f"; {len(rows) - len(shown)} more rows with --all" if len(shown) < len(rows) else ""
