@@ -78,8 +78,10 @@ class _Share(Watcher):
     """How much of the work is done, weighted by FLOPs, and how long the rest takes: compiling is timed apart."""
 
     def __init__(self) -> None:
-        self.total = self.done = self.now = 0.0
-        self.began = self.chunk_began = self.said = time.monotonic()
+        self.total = self.done = 0.0
+        self.now: dict[str, float] = {}  # FLOPs done of the chunks that run, by id
+        self.began = self.said = time.monotonic()
+        self.chunk_began: dict[str, float] = {}
         self.compiling_s: dict[object, float] = {}  # by program, once its first chunk has reported
         self.programs: set[object] = set()  # that the run needs
 
@@ -89,25 +91,31 @@ class _Share(Watcher):
         self.programs = {chunk.program for chunk in left}
 
     def chunk_started(self, chunk: Chunk) -> None:
-        self.chunk_began = time.monotonic()
+        self.chunk_began[chunk.id] = time.monotonic()
+        self.now[chunk.id] = 0.0
 
     def progress(self, chunk: Chunk, progress: EngineProgress) -> None:
-        self.compiling_s.setdefault(chunk.program, time.monotonic() - self.chunk_began)
+        self.compiling_s.setdefault(chunk.program, time.monotonic() - self.chunk_began.get(chunk.id, self.began))
         own = progress.step - chunk.shared_steps, progress.total_steps - chunk.shared_steps
-        self.now = chunk.flops * max(0, own[0]) / max(1, own[1])
+        self.now[chunk.id] = chunk.flops * max(0, own[0]) / max(1, own[1])
+
+    def lost(self, chunk: Chunk, reason: str) -> None:
+        self.now.pop(chunk.id, None)
 
     def chunk_finished(self, chunk: Chunk, rows: Sequence[Row]) -> None:
-        self.done, self.now = self.done + chunk.flops, 0.0
+        self.now.pop(chunk.id, None)
+        self.done += chunk.flops
 
     def share(self) -> float:
-        return (self.done + self.now) / self.total if self.total else 1.0
+        return (self.done + sum(self.now.values())) / self.total if self.total else 1.0
 
     def left_s(self) -> float:
         """Seconds left at the pace so far; NaN at the start."""
-        done, compiling = self.done + self.now, sum(self.compiling_s.values())
+        done, at_once = self.done + sum(self.now.values()), max(1, len(self.now))
         if not (self.compiling_s and done):
             return math.nan
-        training = time.monotonic() - self.began - compiling
+        compiling = sum(self.compiling_s.values()) / at_once
+        training = max(0.0, time.monotonic() - self.began - compiling)
         to_compile = len(self.programs - self.compiling_s.keys())
         return training * (self.total - done) / done + to_compile * compiling / len(self.compiling_s)
 
@@ -125,7 +133,7 @@ class Lines(_Share):
 
     def chunk_started(self, chunk: Chunk) -> None:
         super().chunk_started(chunk)
-        self.said = self.chunk_began
+        self.said = time.monotonic()
 
     def chunk_finished(self, chunk: Chunk, rows: Sequence[Row]) -> None:
         super().chunk_finished(chunk, rows)
@@ -134,8 +142,15 @@ class Lines(_Share):
         print(f"{share:4.0%}  {label(chunk)}: {_outcome(rows)}{left}", flush=True)
 
     def out_of_memory(self, chunk: Chunk) -> None:
-        self.now = 0.0
+        self.now.pop(chunk.id, None)
         print(f"{self.share():4.0%}  {label(chunk)}: {_IN_HALVES}", flush=True)
+
+    def lost(self, chunk: Chunk, reason: str) -> None:
+        super().lost(chunk, reason)
+        print(f"{label(chunk)}: {_lost(reason)}", flush=True)
+
+    def waiting(self, what: str) -> None:
+        print(f"waiting for {what}", flush=True)
 
     def stopping(self) -> None:
         print("stopping; once more to stop at once", file=sys.stderr, flush=True)
@@ -157,6 +172,8 @@ class Bars(_Share):
         self._sweep = self._bars.add_task("sweep", total=1.0, note="")
         self._chunk = self._bars.add_task("", total=1.0, note="", visible=False)
         self._trials = self._of = 0
+        self._pace: dict[str, float] = {}  # tokens a second, by chunk
+        self._flops: dict[str, float] = {}
 
     def __enter__(self) -> Bars:
         self._bars.start()
@@ -176,27 +193,47 @@ class Bars(_Share):
 
     def chunk_started(self, chunk: Chunk) -> None:
         super().chunk_started(chunk)
-        self._bars.update(self._chunk, description=label(chunk), completed=0, total=1.0, note="compiling", visible=True)
+        self._flops[chunk.id] = chunk.flops
+        self._show(chunk, 0.0, "compiling")
 
     def progress(self, chunk: Chunk, progress: EngineProgress) -> None:
         super().progress(chunk, progress)
-        self._bars.update(self._chunk, completed=progress.step / progress.total_steps, note=_pace(progress))
+        self._pace[chunk.id] = progress.tokens_per_s
+        self._show(chunk, progress.step / progress.total_steps, _pace(progress))
         self._update()
+
+    def lost(self, chunk: Chunk, reason: str) -> None:
+        super().lost(chunk, reason)
+        self._bars.console.print(f"{label(chunk)}: {_lost(reason)}")
+
+    def waiting(self, what: str) -> None:
+        self._bars.console.print(f"waiting for {what}")
 
     def chunk_finished(self, chunk: Chunk, rows: Sequence[Row]) -> None:
         super().chunk_finished(chunk, rows)
         self._trials += len(rows)
-        self._bars.update(self._chunk, visible=False)
+        self._bars.update(self._chunk, visible=bool(self.now))
         if any(row["status"] != "ok" for row in rows):
             self._bars.console.print(f"{label(chunk)}: {_outcome(rows)}")
         self._update()
 
     def out_of_memory(self, chunk: Chunk) -> None:
-        self.now = 0.0
+        self.now.pop(chunk.id, None)
         self._bars.console.print(f"{label(chunk)}: {_IN_HALVES}")
 
     def stopping(self) -> None:
         self._bars.update(self._chunk, note="stopping; again: at once")
+
+    def _show(self, chunk: Chunk, share: float, note: str) -> None:
+        """The bar of the chunk that runs; of several at once, of all."""
+        description = label(chunk)
+        if len(self.now) > 1:
+            description = f"{len(self.now)} chunks at once"
+            share = sum(self.now.values()) / sum(self._flops[chunk_id] for chunk_id in self.now)
+            paces = [self._pace.get(chunk_id, math.nan) for chunk_id in self.now]
+            tokens = sum(pace for pace in paces if math.isfinite(pace))
+            note = f"{show.count(tokens)} tok/s" if tokens else "compiling"
+        self._bars.update(self._chunk, description=description, completed=share, total=1.0, note=note, visible=True)
 
     def _update(self) -> None:
         left = self.left_s()
@@ -209,6 +246,10 @@ def _pace(progress: EngineProgress) -> str:
     tokens = f"{show.count(progress.tokens_per_s)} tok/s, " if math.isfinite(progress.tokens_per_s) else ""
     mfu = f", MFU {progress.mfu:.0%}" if math.isfinite(progress.mfu) else ""
     return f"{tokens}loss {show.loss(progress.loss)}{mfu}"
+
+
+def _lost(reason: str) -> str:
+    return f"lost, and runs again ({reason.rstrip('.'):.100})"
 
 
 def _outcome(rows: Sequence[Row]) -> str:

@@ -66,6 +66,12 @@ class Watcher:
     def out_of_memory(self, chunk: Chunk) -> None:
         """When a chunk did not fit; it is trained in halves."""
 
+    def lost(self, chunk: Chunk, reason: str) -> None:
+        """When a cluster lost the process or the node that trained it, and it will run again."""
+
+    def waiting(self, what: str) -> None:
+        """While a cluster has no place for any chunk."""
+
     def stopping(self) -> None:
         """At the first Ctrl-C. Called from a signal handler."""
 

@@ -1,7 +1,8 @@
-"""What Kubernetes is given: a JobSet under Kueue for TPU slices or GPU nodes."""
+"""What Kubernetes is given: a JobSet under Kueue for TPU slices or GPU nodes; for a sweep also a RayJob, of KubeRay."""
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from tpu import flags
@@ -9,6 +10,7 @@ from tpu.description import Description
 
 PORT = 8476  # of process 0, where the others of its group meet
 GRACE_S = 300  # from SIGTERM to SIGKILL: the time to save
+RAY_VERSION = "2.60.0"  # of constraints.txt, with which the image is made
 
 
 def jobset(job: Description) -> dict[str, Any]:
@@ -59,6 +61,42 @@ def jobset(job: Description) -> dict[str, Any]:
     }
 
 
+def rayjob(job: Description) -> dict[str, Any]:
+    """A sweep on a Ray cluster that is there as long as the sweep: a head without accelerators, where the command runs,
+    and a worker a host, on which Ray puts chunk after chunk. A worker that is lost is replaced; with the head the
+    cluster is made anew, up to `restarts` times, and the command goes on from the results folder.
+    """
+    words = ["stepseer", *job.words, "--out", job.out, "--backend", "ray", "--ray-address", "auto"]
+    workers = job.shards * job.where.hosts
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayJob",
+        "metadata": _metadata(job),
+        "spec": {
+            "entrypoint": shlex.join(words),
+            "backoffLimit": job.restarts,
+            "shutdownAfterJobFinishes": True,
+            "rayClusterSpec": {
+                "rayVersion": RAY_VERSION,
+                "headGroupSpec": {
+                    "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
+                    "template": {"spec": _pod(job, None, [], accelerated=False)},
+                },
+                "workerGroupSpecs": [
+                    {
+                        "groupName": "workers",
+                        "replicas": workers,
+                        "minReplicas": workers,
+                        "maxReplicas": workers,
+                        "rayStartParams": {},
+                        "template": {"spec": _pod(job, None, [])},
+                    }
+                ],
+            },
+        },
+    }
+
+
 def _argv(job: Description) -> list[str]:
     """Kubernetes fills in $(NAME), and $$(NAME) is how it is told not to."""
     mark = "$(JOB_INDEX)"
@@ -72,26 +110,30 @@ def _metadata(job: Description) -> dict[str, Any]:
     return {"name": job.name, "namespace": job.namespace, "labels": labels}
 
 
-def _pod(job: Description, argv: list[str], environment: list[dict[str, Any]]) -> dict[str, Any]:
+def _pod(
+    job: Description, argv: list[str] | None, environment: list[dict[str, Any]], *, accelerated: bool = True
+) -> dict[str, Any]:
+    """argv: None leaves the command, and what follows when it ends, to KubeRay."""
     resource = "google.com/tpu" if job.on_tpu else "nvidia.com/gpu"
     amount: dict[str, Any] = {resource: min(job.where.chips, job.where.chip.machine)}
+    if not accelerated:
+        amount = {"cpu": 2, "memory": "8Gi"}
     container: dict[str, Any] = {
         "name": "stepseer",
         "image": job.image,
-        "command": argv,
-        "env": [*_environment(job), *environment],
+        "env": [*_environment(job, accelerated=accelerated), *environment],
         "resources": {"requests": dict(amount), "limits": dict(amount)},
     }
-    pod: dict[str, Any] = {
-        "terminationGracePeriodSeconds": GRACE_S,
-        "containers": [container],
-        "restartPolicy": "Never",
-        "nodeSelector": _nodes(job),
-    }
+    pod: dict[str, Any] = {"terminationGracePeriodSeconds": GRACE_S, "containers": [container]}
+    if argv is not None:
+        container["command"] = argv
+        pod["restartPolicy"] = "Never"
+    if accelerated:
+        pod["nodeSelector"] = _nodes(job)
     mounts = []
     if job.volume:
         mounts.append(("results", job.mount, {"persistentVolumeClaim": {"claimName": job.volume}}))
-    if not job.on_tpu:  # NCCL shares memory between the processes of a node; 64 MiB is too little
+    if accelerated and not job.on_tpu:  # NCCL shares memory between the processes of a node; 64 MiB is too little
         mounts.append(("shm", "/dev/shm", {"emptyDir": {"medium": "Memory"}}))
     if mounts:
         container["volumeMounts"] = [{"name": name, "mountPath": path} for name, path, _ in mounts]
@@ -108,8 +150,8 @@ def _nodes(job: Description) -> dict[str, str]:
     return found | ({"cloud.google.com/gke-spot": "true"} if job.spot else {})
 
 
-def _environment(job: Description) -> list[dict[str, Any]]:
-    plain = flags.environment(job.where.chip, deterministic=job.deterministic)
+def _environment(job: Description, *, accelerated: bool) -> list[dict[str, Any]]:
+    plain = flags.environment(job.where.chip, deterministic=job.deterministic) if accelerated else {}
     secrets = [
         {"name": name, "valueFrom": {"secretKeyRef": {"name": f"{job.name}-secrets", "key": name}}}
         for name in job.secrets

@@ -25,11 +25,16 @@ def render(job: Description) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _jobset(job: Description) -> str:
-    secrets = "".join(f" --from-literal={name}=..." for name in job.secrets)
-    first = (
-        f"# First: kubectl -n {job.namespace} create secret generic {job.name}-secrets{secrets}\n" if secrets else ""
-    )
-    return f"# kubectl apply -f jobset.yaml\n{first}" + _yaml(kubernetes.jobset(job))
+    return f"# kubectl apply -f jobset.yaml\n{_secret_first(job)}" + _yaml(kubernetes.jobset(job))
+
+
+def _rayjob(job: Description) -> str:
+    return f"# kubectl apply -f rayjob.yaml\n{_secret_first(job)}" + _yaml(kubernetes.rayjob(job))
+
+
+def _secret_first(job: Description) -> str:
+    values = "".join(f" --from-literal={name}=..." for name in job.secrets)
+    return f"# First: kubectl -n {job.namespace} create secret generic {job.name}-secrets{values}\n" if values else ""
 
 
 def _skypilot(job: Description) -> str:
@@ -64,6 +69,14 @@ def _for_jobset(job: Description) -> str:
     return "" if job.volume else "volume, the PersistentVolumeClaim with the results folder"
 
 
+def _for_rayjob(job: Description) -> str:
+    if job.words[0] != "sweep":
+        return "a sweep; one training needs no Ray"
+    if job.on_tpu and job.where.hosts > 1:
+        return "slices of a single host, on one of which a chunk runs"
+    return _for_jobset(job)
+
+
 def _for_queued_resources(job: Description) -> str:
     if not job.on_tpu:
         return "a TPU topology"
@@ -88,6 +101,7 @@ def _for_skypilot(job: Description) -> str:
 _FILES: dict[str, tuple[Callable[[Description], str], Callable[[Description], str]]] = {
     "Dockerfile": (scripts.dockerfile, _always),
     "jobset.yaml": (_jobset, _for_jobset),
+    "rayjob.yaml": (_rayjob, _for_rayjob),
     "queued-resources.sh": (scripts.queued_resources, _for_queued_resources),
     "slurm.sh": (scripts.slurm, _for_slurm),
     "skypilot.yaml": (_skypilot, _for_skypilot),

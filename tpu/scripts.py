@@ -143,17 +143,21 @@ def skypilot(job: Description) -> dict[str, Any]:
 
 def dockerfile(job: Description) -> str:
     """The container; built from a checkout of stepseer."""
-    extras = "tpu" if job.on_tpu else "cuda"
+    kind, wget = "tpu" if job.on_tpu else "cuda", ""
+    packages = f"'.[{kind}]'"
+    if job.words[0] == "sweep":  # KubeRay asks Ray's dashboard for jobs, and by wget whether a node is well
+        packages = f"'.[{kind},ray]' 'ray[default]'"
+        wget = "RUN apt-get update && apt-get install -y --no-install-recommends wget && rm -rf /var/lib/apt/lists/*\n"
     return f"""# In a checkout of stepseer, with the path of this file:
 #   docker build -t {job.image} -f Dockerfile . && docker push {job.image}
 FROM python:3.12-slim
-WORKDIR /opt/stepseer
+{wget}WORKDIR /opt/stepseer
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY engine engine
 COPY laws laws
 COPY experiments experiments
 COPY tpu tpu
-RUN pip install --no-cache-dir -c constraints.txt '.[{extras}]'
+RUN pip install --no-cache-dir -c constraints.txt {packages}
 CMD ["stepseer", "--help"]
 """
 

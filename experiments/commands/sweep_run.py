@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from experiments import forecast as forecast_lib
 from experiments import plan as plan_lib
 from experiments.commands.sweep_plan import add_grid, describe, read_grid, saving, with_sizes
 from experiments.errors import InputError
-from experiments.options import Parser, share
+from experiments.options import Parser, one_of, share
 from experiments.plan import Plan
 
 if TYPE_CHECKING:
@@ -34,6 +35,17 @@ def parser() -> Parser:
         metavar="I/N",
         help="run part I (from 0) of N only, as one of N jobs that share the folder: --shard $JOB_COMPLETION_INDEX/8",
     )
+    made.add_argument("--backend", default="local", metavar="local|ray", help="ray: chunks as tasks of a Ray cluster")
+    made.add_argument(
+        "--ray-address",
+        metavar="ADDRESS",
+        help="a cluster: auto, the one of this machine, or HOST:PORT; default RAY_ADDRESS, else a new one here",
+    )
+    made.add_argument(
+        "--per-chunk",
+        metavar="RESOURCES",
+        help="of the cluster, such as cpu=2,gpu=1 or tpu=8; default the accelerators of a node, else up to 4 CPUs",
+    )
     made.add_argument("--retry-failed", action="store_true", help="train failed trials again")
     return made
 
@@ -51,25 +63,39 @@ def add_training(made: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     shard = _shard(args.shard)
+    backend = _backend(args)
     existing = store.existing(args.out)
     plan = read_grid(args, existing=existing)
     within(args, plan)  # before anything is made
     if plan.repeats and not args.json:
         print(f"{show.plural(plan.repeats, 'trial')} left out: the same config as another")
     compile_cache.use()
-    with progress.watcher(quiet=args.json) as watcher:
-        runner.check_data(plan.trials, watcher)
-        alone = shard is None and existing is None  # then how the grid is cut is still open
-        costs, ready = _costs(plan, watcher, measure=alone and forecast_lib.pays(plan))
-        if alone:
-            plan = with_sizes(plan, costs)
+    with progress.watcher(quiet=args.json) as watcher, ExitStack() as stack:
+        run_chunks: runner.Backend | None = None
+        costs: dict[str, Cost] = {}
+        ready: set[str] = set()
+        if backend is not None:  # whose nodes are other devices, and read the data themselves
+            watcher.preparing("starting Ray", 0, 1)
+            run_chunks = stack.enter_context(backend)
+        else:
+            runner.check_data(plan.trials, watcher)
+            alone = shard is None and existing is None  # then how the grid is cut is still open
+            costs, ready = _costs(plan, watcher, measure=alone and forecast_lib.pays(plan))
+            if alone:
+                plan = with_sizes(plan, costs)
         folder = store.create(args.out, plan)
         trainer = trainer_of(args, plan, folder)
         how_long = _forecast(plan, folder, costs, ready, shard)
         if how_long and not args.json:
             print(how_long, flush=True)
         summary = runner.run(
-            plan, folder, trainer=trainer, watcher=watcher, retry_failed=args.retry_failed, shard=shard
+            plan,
+            folder,
+            trainer=trainer,
+            backend=run_chunks,
+            watcher=watcher,
+            retry_failed=args.retry_failed,
+            shard=shard,
         )
     if plan.trunks and not args.json:
         print(saving(plan))
@@ -123,6 +149,23 @@ def _forecast(
     seconds = {t.run_id: found.by_chunk[c.id] / len(c.trials) for c in new for t in c.trials}
     folder.write_forecast(seconds, shard)
     return f"about {show.seconds(found.seconds)}: {describe(found)}"
+
+
+def _backend(args: argparse.Namespace) -> AbstractContextManager[runner.Backend] | None:
+    """What runs the chunks; None: this process. Raises InputError for options that don't go together."""
+    if one_of(args.backend, ("local", "ray"), "--backend") == "local":
+        for option in ("ray_address", "per_chunk"):
+            if getattr(args, option) is not None:
+                raise InputError(f"--{option.replace('_', '-')} is for --backend ray; add that")
+        return None
+    if args.shard is not None:
+        raise InputError(f"--shard {args.shard} and --backend ray: Ray divides the grid by itself; leave --shard out")
+    if args.stop_hopeless is not None:
+        raise InputError("--stop-hopeless looks at finished trials from where it trains; leave it or --backend ray out")
+    from experiments.backends import ray
+
+    wanted = ray.per_chunk(args.per_chunk) if args.per_chunk is not None else None
+    return ray.cluster(args.ray_address, wanted, wandb=args.wandb)
 
 
 def _shard(text: str | None) -> tuple[int, int] | None:

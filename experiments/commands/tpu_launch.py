@@ -18,7 +18,7 @@ from tpu.description import Description
 def parser() -> Parser:
     made = Parser(
         "tpu launch",
-        "Render what a cluster is given: GKE JobSet, queued resources, Slurm, SkyPilot, container file.",
+        "Render what a cluster is given: GKE JobSet, queued resources, Slurm, SkyPilot, KubeRay, container file.",
         examples="  stepseer tpu launch job.toml --dry-run\n  stepseer tpu launch job.toml --out launch",
     )
     made.add_argument("description", metavar="FILE", help="a TOML file: docs/tpu.md has one")

@@ -22,6 +22,10 @@ def plan():
 
 def trainer(chunk, folder, on_progress):
     print(chunk.id, flush=True)
+    return quiet(chunk, folder, on_progress)
+
+
+def quiet(chunk, folder, on_progress):
     results = engine.train_population(
         chunk.base,
         chunk.hypers,

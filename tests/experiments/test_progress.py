@@ -61,6 +61,27 @@ def test_a_line_a_minute_of_a_long_chunk(monkeypatch, capsys):
     assert second.endswith(": step 5 of 10, 123k tok/s, loss 2.5000, 1 min 05 s left of it")
 
 
+def test_several_chunks_at_once_share_a_bar_and_losses_are_said(capsys):
+    plan, shown = fakes.plan(), io.StringIO()
+    one, other = plan.chunks[:2]
+    with progress.Bars(Console(file=shown, force_terminal=True, width=100, highlight=False)) as bars:
+        bars.started(plan, plan.chunks)
+        for chunk in (one, other):
+            bars.chunk_started(chunk)
+            bars.progress(chunk, engine.Progress(5, 10, 1000.0, 2.5, 1.0))
+        task = bars._bars.tasks[1]
+        assert (task.description, task.fields["note"], task.completed) == ("2 chunks at once", "2k tok/s", 0.5)
+        assert bars.share() == pytest.approx((one.flops + other.flops) / 2 / plan.flops)
+        bars.lost(other, "NodeDiedError: gone.")
+        bars.progress(one, engine.Progress(6, 10, 1000.0, 2.5, 1.0))
+        assert task.description == progress.label(one)
+        assert bars.share() == pytest.approx(0.6 * one.flops / plan.flops)
+    assert f"{progress.label(other)}: lost, and runs again (NodeDiedError: gone)" in shown.getvalue()
+    lines = progress.Lines()
+    lines.waiting("a node with gpu=8 free")
+    assert capsys.readouterr().out == "waiting for a node with gpu=8 free\n"
+
+
 def test_nothing_with_json(capsys):
     with progress.watcher(quiet=True) as watcher:
         watcher.started(fakes.plan(), fakes.plan().chunks)

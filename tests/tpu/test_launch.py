@@ -1,13 +1,15 @@
 """Manifests and scripts, against the schemas of those who read them.
 
 JobSet and pods: kubeflow-trainer-api, generated from their OpenAPI documents. SkyPilot: its own package where it is
-installed (too large for the gate), and the small schema below.
+installed (too large for the gate), and the small schema below. RayJob: no package has its schema; RAY below is
+KubeRay's API reference (ray.io/v1) as far as it is rendered, its pods by the schema of Kubernetes.
 """
 
 import dataclasses
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,6 +21,7 @@ import yaml
 from engine.errors import InputError
 from experiments import store
 from experiments.cli import COMMANDS, main
+from experiments.commands import sweep_run
 from tpu import description, launch
 
 TRAIN = """
@@ -50,6 +53,30 @@ partition = "gpu"
 deterministic = true
 secrets = ["WANDB_API_KEY"]
 """
+RAY = {  # field: its fields, or its type
+    "apiVersion": str,
+    "kind": str,
+    "metadata": {"name": str, "namespace": str, "labels": dict},
+    "spec": {
+        "entrypoint": str,
+        "backoffLimit": int,
+        "shutdownAfterJobFinishes": bool,
+        "rayClusterSpec": {
+            "rayVersion": str,
+            "headGroupSpec": {"rayStartParams": dict, "template": "pod"},
+            "workerGroupSpecs": [
+                {
+                    "groupName": str,
+                    "replicas": int,
+                    "minReplicas": int,
+                    "maxReplicas": int,
+                    "rayStartParams": dict,
+                    "template": "pod",
+                }
+            ],
+        },
+    },
+}
 SKY = {  # of its YAML specification: docs.skypilot.co, "SkyPilot YAML"
     "name": str,
     "num_nodes": int,
@@ -154,6 +181,33 @@ def test_a_sweep_on_gpu_nodes(tmp_path):
     assert "--xla_gpu_deterministic_ops=true" in env["XLA_FLAGS"]["value"]
     names = [e["name"] for e in container["env"]]
     assert names.index("JOB_INDEX") < names.index("JAX_COORDINATOR_ADDRESS")  # or it is not filled in
+
+
+@pytest.mark.parametrize("topology, workers, chips", [("h100-16", 8, 8), ("v6e-4", 4, 4)])
+def test_a_sweep_under_kuberay(tmp_path, topology, workers, chips):
+    made = yaml.safe_load(rendered(tmp_path, SWEEP.replace("h100-16", topology))[0]["rayjob.yaml"])
+    check(made, RAY)
+    cluster = made["spec"]["rayClusterSpec"]
+    (group,) = cluster["workerGroupSpecs"]
+    assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (workers,) * 3
+    (head,), (worker,) = (one["template"]["spec"]["containers"] for one in (cluster["headGroupSpec"], group))
+    assert chips in worker["resources"]["limits"].values() and set(head["resources"]["limits"]) == {"cpu", "memory"}
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"  # no chunk runs there
+    assert [c["volumeMounts"][0]["mountPath"] for c in (head, worker)] == ["/results"] * 2
+    assert all("command" not in c for c in (head, worker))
+    assert "valueFrom" in next(e for e in worker["env"] if e["name"] == "WANDB_API_KEY")
+    words = shlex.split(made["spec"]["entrypoint"])
+    assert words[:4] == ["stepseer", "sweep", "run", "tiny"] and "--shard" not in words
+    assert sweep_run.parser().parse(words[3:]).backend == "ray"
+    pinned = (Path(__file__).parents[2] / "constraints.txt").read_text()
+    assert f"ray=={cluster['rayVersion']}\n" in pinned
+
+
+def test_what_kuberay_does_not_run(tmp_path):
+    for text, why in [(TRAIN, "a sweep; one"), (SWEEP.replace("h100-16", "v6e-64"), "slices of a single host")]:
+        made, left = rendered(tmp_path, text)
+        assert "rayjob.yaml" not in made and left["rayjob.yaml"].startswith(why)
+        assert ("ray[default]" in made["Dockerfile"]) == (text is not TRAIN)
 
 
 @pytest.mark.parametrize("text", [TRAIN, SWEEP])
