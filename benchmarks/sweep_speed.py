@@ -43,28 +43,28 @@ def _widths(values: list[int]) -> Any:
 def widths() -> list[TrainConfig]:
     """Three widths, two budgets; 24 trials."""
     return trials(
-        _base(128, batch_size=4), prod(_widths([48, 96, 192]), axis("tokens", [1e5, 2e5]), axis("optim.lr", RATES))
+        _base(128, batch_size=4), prod(_widths([32, 48, 64]), axis("tokens", [5e4, 1e5]), axis("optim.lr", RATES))
     )
 
 
 def batches() -> list[TrainConfig]:
     """One width, two sequence lengths, three batches; 24 trials."""
     return trials(
-        _base(64, tokens=4e5),
-        prod(axis("data.seq_len", [64, 256]), axis("batch_size", [2, 8, 32]), axis("optim.lr", RATES)),
+        _base(64, tokens=4e4),
+        prod(axis("data.seq_len", [64, 256]), axis("batch_size", [2, 8, 16]), axis("optim.lr", RATES)),
     )
 
 
 def many() -> list[TrainConfig]:
     """Twelve widths, of which eight are measured at most; 48 trials."""
     return trials(
-        _base(64, batch_size=8, tokens=2e5), prod(_widths([16 * k for k in range(1, 13)]), axis("optim.lr", RATES))
+        _base(64, batch_size=8, tokens=2e4), prod(_widths([8 * k for k in range(1, 13)]), axis("optim.lr", RATES))
     )
 
 
 def alike() -> list[TrainConfig]:
     """16 learning rates."""
-    return trials(_base(64, batch_size=8, tokens=2e5), axis("optim.lr", ladder(1e-4, 1e-4 * 2**7.5, 2**0.5)))
+    return trials(_base(64, batch_size=8, tokens=3e4), axis("optim.lr", ladder(1e-4, 1e-4 * 2**7.5, 2**0.5)))
 
 
 def sweep(*words: str) -> Any:

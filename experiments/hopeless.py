@@ -195,9 +195,10 @@ def as_before(rows: Sequence[Row]) -> Judge | None:
 
 def saved(folder: Store) -> float:
     """FLOPs that were not spent on trials which ended on the way."""
-    rows = folder.read(["flops", "config"])
+    rows = folder.read(())
     if rows.empty or "stopped" not in set(rows["status"]):
         return 0.0
+    rows = folder.read(["flops", "config"])
     ended = rows[rows["status"].isin(("stopped", "diverged"))].to_dict("records")
     return sum(_planned(row)[1] - row["flops"] for row in ended)
 

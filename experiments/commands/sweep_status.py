@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     rows = folder.read(["flops", "wall_s"])
     statuses = rows["status"].value_counts().to_dict() if len(rows) else {}
     counts = {status: int(statuses.get(status, 0)) for status in ("ok", "diverged", "stopped", "failed")}
-    saved = hopeless.saved(folder)
+    saved = hopeless.saved(folder) if counts["stopped"] else 0.0
     done_flops = float(rows["flops"].sum()) + saved if len(rows) else 0.0
     timed = rows[rows["wall_s"].notna()] if len(rows) else rows
     wall_s = float(timed["wall_s"].sum()) if len(timed) else 0.0
