@@ -102,6 +102,8 @@ def _connect(address: str) -> Any:
             "ray job submit, or name HOST:PORT on a node"
         )
     host, _, port = address.rpartition(":")
+    if not (address in ("local", "auto") or (host and port.isdigit())):
+        raise InputError(f"--ray-address is {address!r}; write auto, or HOST:PORT")
     if port.isdigit() and not _answers(host, int(port)):
         raise InputError(f"no Ray cluster at {address}; start one with: ray start --head")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -109,20 +111,24 @@ def _connect(address: str) -> Any:
         quiet |= {"include_dashboard": False, "object_store_memory": 2**28}
     try:
         ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
+    except ConnectionError:
         raise InputError(
-            f"can't join the Ray cluster {address} ({reason:.200}); is this machine one of its nodes?"
+            f"no Ray cluster {'on this machine' if address == 'auto' else f'at {address}'}, or this machine is not one "
+            "of its nodes; start one with: ray start --head"
         ) from None
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"can't join the Ray cluster {address}: {reason:.300}") from None
     # What a raylet says of a lost process would go to standard output, and has no setting; `Watcher.lost` says it.
     ray._private.worker.print_to_stdstream = lambda *_, **__: None
     return ray
 
 
 def _answers(host: str, port: int) -> bool:
+    """Whether what listens there may be Ray, which would be waited for long: gRPC greets with a frame of settings."""
     try:
-        with socket.create_connection((host, port), timeout=5):
-            return True
+        with socket.create_connection((host, port), timeout=10) as connection:
+            return os.environ.get("RAY_USE_TLS", "0") != "0" or connection.recv(9)[3:4] == b"\x04"
     except OSError:
         return False
 

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -306,6 +307,17 @@ def test_mistakes_are_one_line(cluster, tmp_path, capsys, monkeypatch):
     assert "no node of the cluster has that; the most that one has: cpu=2" in says(*on_it, "--per-chunk", "cpu=3")
     assert "a chunk takes gpu=1" in says(*on_it, "--per-chunk", "gpu=1")
     assert "no Ray cluster at 127.0.0.1:9" in says("--backend", "ray", "--ray-address", "127.0.0.1:9")
+    with socket.create_server(("127.0.0.1", 0)) as other:  # listens, but is no Ray
+        other.settimeout(10)
+
+        def greet():
+            with other.accept()[0] as connection:
+                connection.sendall(b"SSH-2.0-x")
+
+        threading.Thread(target=greet).start()
+        there = f"127.0.0.1:{other.getsockname()[1]}"
+        assert f"no Ray cluster at {there}" in says("--backend", "ray", "--ray-address", there)
+    assert "write auto, or HOST:PORT" in says("--backend", "ray", "--ray-address", "here")
     assert "ray job submit" in says("--backend", "ray", "--ray-address", "ray://127.0.0.1:10001")
     assert "such as cpu=2,gpu=1" in says("--backend", "ray", "--per-chunk", "2")
     assert "must be a whole number" in says("--backend", "ray", "--per-chunk", "cpu=0.5")
