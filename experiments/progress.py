@@ -114,10 +114,10 @@ class _Share(Watcher):
         done, at_once = self.done + sum(self.now.values()), max(1, len(self.now))
         if not (self.compiling_s and done):
             return math.nan
-        compiling = sum(self.compiling_s.values()) / at_once
-        training = max(0.0, time.monotonic() - self.began - compiling)
+        compiling, compiled = sum(self.compiling_s.values()), len(self.compiling_s)
+        training = max(0.0, time.monotonic() - self.began - compiling / min(at_once, compiled))
         to_compile = len(self.programs - self.compiling_s.keys())
-        return training * (self.total - done) / done + to_compile * compiling / len(self.compiling_s)
+        return training * (self.total - done) / done + to_compile * compiling / compiled / at_once
 
 
 class Lines(_Share):

@@ -82,6 +82,25 @@ def test_several_chunks_at_once_share_a_bar_and_losses_are_said(capsys):
     assert capsys.readouterr().out == "waiting for a node with gpu=8 free\n"
 
 
+def test_compiling_side_by_side_is_not_taken_for_training(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    plan = fakes.plan()
+    half = plan.chunks[: len(plan.chunks) // 2]  # of one program
+    lines = progress.Lines()
+    lines.started(plan, half)
+    for chunk in half[:2]:
+        lines.chunk_started(chunk)
+    clock[0] = 100.0
+    lines.progress(half[0], engine.Progress(1, 100, 1.0, 2.5, 1.0))
+    assert lines.left_s() == 0  # as far as is known yet
+    clock[0] = 101.0
+    for chunk in half[:2]:
+        lines.progress(chunk, engine.Progress(50, 100, 1.0, 2.5, 1.0))
+    share = sum(chunk.flops for chunk in half[:2]) / 2 / sum(chunk.flops for chunk in half)
+    assert lines.left_s() == pytest.approx((1 - share) / share)
+
+
 def test_nothing_with_json(capsys):
     with progress.watcher(quiet=True) as watcher:
         watcher.started(fakes.plan(), fakes.plan().chunks)
