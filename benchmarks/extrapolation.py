@@ -29,6 +29,7 @@ from laws.splits import FRACTION, held_out
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 HUBER = "chinchilla, Huber"
 TRUE = "nested, taken for true"
+MUCH = 1.3  # times the error of the best of the others
 
 
 def judge(posterior: Posterior, out: pd.DataFrame, target: str) -> dict[str, np.ndarray]:
@@ -37,6 +38,7 @@ def judge(posterior: Posterior, out: pd.DataFrame, target: str) -> dict[str, np.
     measured = out[target].to_numpy()
     low, high = loss.interval(0.9)
     rows = {"error": np.abs(loss.median / measured - 1), "width": (high - low) / measured}
+    rows["params"] = out["params"].to_numpy()
     for level in LEVELS:
         low, high = loss.interval(level)
         rows[f"{level:g}"] = (low <= measured) & (measured <= high)
@@ -120,7 +122,35 @@ def report(results: dict) -> str:
         shown = " | ".join("" if np.isnan(e) else f"{e:.2f}" for e in errors.values())
         inside = r["stack"]["0.9"]
         lines.append(f"| {table.label} | {heldout} | {len(inside)} | {shown} | {ratio:.2f} | {inside.mean():.0%} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *doubtful(results)])
+
+
+def doubtful(results: dict) -> list[str]:
+    """How sure it is that the stack is worse than the best of the others where it errs by a MUCH larger factor: the
+    factor's 90% interval, held-out cells drawn anew; sizes drawn anew with all their cells, which err together; and how
+    often the named law then still is the best of the others."""
+    lines = ["", "| table | held out | best law | factor | 90%, cells anew | 90%, sizes anew | still best |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for (table, heldout), r in results.items():
+        errors = np.array([r[law]["error"] for law in r if law not in ("stack", TRUE)])
+        names, stack = [law for law in r if law not in ("stack", TRUE)], r["stack"]["error"]
+        best = int(np.argmin(errors.mean(axis=1)))
+        factor = stack.mean() / errors[best].mean()
+        if factor < MUCH:
+            continue
+        rng, sizes = np.random.default_rng(0), r["stack"]["params"]
+        own = [np.flatnonzero(sizes == size) for size in np.unique(sizes)]
+        cells = [rng.integers(len(stack), size=len(stack)) for _ in range(2000)]
+        groups = [np.concatenate([own[k] for k in rng.integers(len(own), size=len(own))]) for _ in range(2000)]
+        spans = []
+        for drawn in (cells, groups):
+            factors = [stack[i].mean() / errors[best][i].mean() for i in drawn]
+            spans.append("{:.2f} to {:.2f}".format(*np.quantile(factors, [0.05, 0.95])))
+        still = np.mean([np.argmin(errors[:, i].mean(axis=1)) == best for i in groups])
+        spans[1] = f"{spans[1]} ({len(own)} sizes)"
+        row = [table.label, heldout, names[best], f"{factor:.2f}", *spans, f"{still:.0%}"]
+        lines.append(f"| {' | '.join(row)} |")
+    return lines
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How long fits, predictions and the import take, beside PyMC with nutpie and the `chinchilla` package.
 
-    python -m benchmarks.fit_speed [fits nutpie coefficients predict import]
+    python -m benchmarks.fit_speed [fits steplaw nutpie coefficients predict import]
 
 PyMC and nutpie (`pip install pymc nutpie`) sample the same density: Chinchilla's priors and the marginal likelihood
 with form error, over all cells (`laws.fit` sees more than 128 cells through `laws.nodes`). The `chinchilla` package
@@ -29,6 +29,7 @@ import laws
 LAWS = ("chinchilla", "nested", "farseer")
 TABLES = ("epoch-chinchilla", "farseer", "synthetic")
 CHAINS, WARMUP, DRAWS = 4, 400, 500  # `laws.fit`'s own
+STEPLAW_TABLES = ("steplaw-dense", "steplaw-dense,steplaw-moe")
 SEEDS = (1, 2)
 POINTS = 10_000
 
@@ -74,6 +75,17 @@ def fit_rows(law: str, name: str) -> list[str]:
         f"{least_ess:.0f}",
         f"{rate:.0f}",
     ]
+
+
+def steplaw_rows(name: str) -> Iterator[list[str]]:
+    """In a fresh process: the cold fit, then warm ones; seconds by the clock and of both cores' work."""
+    runs = table(name)
+    for k, seed in enumerate((0, *SEEDS)):
+        worked = time.process_time()
+        seconds, d = timed("steplaw", runs, seed)
+        worked = time.process_time() - worked
+        what = f"{name}, {len(runs)} rows, {d['draws']:.0f} draws, {'warm' if k else 'cold'}"
+        yield [what, f"{seconds:.1f}", f"{worked:.1f}", f"{d['max_rhat']:.3f}", f"{d['min_ess']:.0f}"]
 
 
 # --- the same density in PyMC ----------------------------------------------------------------------------------------
@@ -235,16 +247,17 @@ def package_fit(runs: pd.DataFrame) -> list[float]:
 
 
 def predict_rows() -> list[list[str]]:
-    """Milliseconds, least and median of 30, for POINTS distinct (N, D)."""
+    """Milliseconds by the clock, least and median of 30, and of both cores' work, least, for POINTS distinct (N, D)."""
     params, rows = np.geomspace(1e8, 1e12, POINTS), []
     for law in (*LAWS, "stack"):
         posterior = laws.fit(law, laws.load_runs("epoch-chinchilla"), laplace=True)
-        taken = []
+        taken, worked = [], []
         for _ in range(30):
-            begun = time.perf_counter()
+            begun, cpu_begun = time.perf_counter(), time.process_time()
             posterior.predict(params=params, tokens=20 * params)
             taken.append(1e3 * (time.perf_counter() - begun))
-        rows.append([law, f"{min(taken):.0f}", f"{np.median(taken):.0f}"])
+            worked.append(1e3 * (time.process_time() - cpu_begun))
+        rows.append([law, f"{min(taken):.0f}", f"{np.median(taken):.0f}", f"{min(worked):.0f}"])
     return rows
 
 
@@ -286,6 +299,13 @@ def fits() -> Iterator[list[str]]:
             yield out.strip().split("\t")
 
 
+def steplaw() -> Iterator[list[str]]:
+    for name in STEPLAW_TABLES:
+        command = [sys.executable, "-m", "benchmarks.fit_speed", "--one", "steplaw", name]
+        out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        yield from (line.split("\t") for line in out.splitlines())
+
+
 def beside_nutpie() -> Iterator[list[str]]:
     missing = [p for p in ("pymc", "nutpie") if importlib.util.find_spec(p) is None]
     if missing:
@@ -303,20 +323,23 @@ def imports() -> Iterator[list[str]]:
 
 PARTS: dict[str, tuple[str, str, Callable[[], Iterable[Any]]]] = {
     "fits": ("laws.fit", "law,table,cold s,warm s,R-hat,least ESS,ESS / s", fits),
+    "steplaw": ("laws.fit of Step Law", "table,s,CPU s,R-hat,least ESS", steplaw),
     "nutpie": (
         "The same density in PyMC with nutpie",
         "sampler,table,s,R-hat,least ESS,divergences,form error,ESS / s",
         beside_nutpie,
     ),
     "coefficients": ("Coefficients", "estimator,s,E,A,B,alpha,beta", coefficients),
-    "predict": (f"predict of {POINTS} points", "law,least ms,median ms", predict_rows),
+    "predict": (f"predict of {POINTS} points", "law,least ms,median ms,least CPU ms", predict_rows),
     "import": ("import", "what,s", imports),
 }
 
 
 def main() -> None:
     if sys.argv[1:2] == ["--one"]:
-        print("\t".join(fit_rows(*sys.argv[2:4])))
+        rows = steplaw_rows(sys.argv[3]) if sys.argv[2] == "steplaw" else [fit_rows(*sys.argv[2:4])]
+        for row in rows:
+            print("\t".join(row), flush=True)
         return
     print(f"# Speed of fitting and predicting\n\n    python -m benchmarks.fit_speed\n\n{cpu()}.")
     for part in sys.argv[1:] or PARTS:

@@ -1,6 +1,6 @@
 """Simulation-based calibration: are the posteriors what they claim to be, if the model is true?
 
-    python -m benchmarks.sbc [LAW ...] [--replications 100] [--laplace] [--write]
+    python -m benchmarks.sbc [LAW ...] [--replications 100] [--laplace | --together] [--write]
 
 For each law: parameters, noise with its tails and trend, and form error from the prior; losses from them on a fixed
 small design; the posterior given those losses; the rank of the truth among LEFT draws of it (Talts et al. 2018, arXiv
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -30,6 +31,7 @@ import pandas as pd
 from numpyro import handlers
 from scipy.stats import chisquare, kstest
 
+from benchmarks import sbc_together
 from laws import forms, noise, normal, sampler, surface
 from laws.errors import FitError
 from laws.forms import discrepancy
@@ -157,15 +159,30 @@ def _simulated_steplaw(form: ModuleType, data: dict[str, Any], seed: int) -> tup
     return truth, data | turned | {"log_loss": np.take_along_axis(y, order, axis=1)}
 
 
-def judged(law: str, replications: int, laplace: bool = False) -> tuple[pd.DataFrame, int, float]:
+def _each(replicate: Callable[[int], Any], seeds: Sequence[int]) -> list[Any]:
+    """`replicate(seed)` for each seed; None where it raised FitError."""
+    out: list[Any] = []
+    for seed in seeds:
+        try:
+            out.append(replicate(seed))
+        except FitError:
+            out.append(None)
+    return out
+
+
+def judged(
+    law: str, replications: int, laplace: bool = False, together: bool = False
+) -> tuple[pd.DataFrame, int, float]:
     """(a row a quantity: mean rank, share inside 90%, p of two tests; refused fits; seconds a replication)."""
     data, _ = forms.get(law).prepare(design(law), "loss")
-    ranks, refused, begun = [], 0, time.perf_counter()
-    for seed in range(replications):
-        try:
-            ranks.append(replicate(law, data, seed, laplace))
-        except FitError:
-            refused += 1
+
+    def one(seed: int) -> dict[str, float]:
+        return replicate(law, data, seed, laplace)
+
+    begun = time.perf_counter()
+    found = (sbc_together.replicate_all if together else _each)(one, range(replications))
+    ranks = [ranked for ranked in found if ranked is not None]
+    refused = replications - len(ranks)
     seconds = (time.perf_counter() - begun) / replications
     table = pd.DataFrame(ranks)
     bins = 10 if len(table) >= 50 else 5
@@ -191,12 +208,13 @@ def main() -> None:
     parser.add_argument("laws", nargs="*", default=LAWS, metavar="LAW")
     parser.add_argument("--replications", type=int, default=100)
     parser.add_argument("--laplace", action="store_true", help="the normal approximation at the mode in place of NUTS")
+    parser.add_argument("--together", action="store_true", help="NUTS, all replications' chains in one program")
     parser.add_argument("--write", action="store_true", help=f"write {OUT.name}")
     args = parser.parse_args()
     engine = "the normal approximation" if args.laplace else "NUTS"
     parts = [f"# Simulation-based calibration, {args.replications} replications a law, {engine}\n"]
     for law in args.laws:
-        table, refused, seconds = judged(law, args.replications, args.laplace)
+        table, refused, seconds = judged(law, args.replications, args.laplace, args.together)
         line = f"{verdict(table)}; {refused} fits refused; {seconds:.1f} s a replication"
         parts.append(f"## {law}\n\n{line}\n\n{_markdown(table)}\n")
         print(parts[-1], flush=True)
