@@ -48,7 +48,7 @@ def replay(path: Path, within: float) -> dict[str, Any]:
     folder = store.load(path)
     rows = folder.read().set_index("run_id")
     trials = [config_lib.from_json(text) for text in rows["config"]]
-    plan = make_plan(folder.grid, trials, max_trials=folder.max_trials)
+    plan = make_plan(folder.grid, trials, max_trials=folder.max_trials, cut=folder.cut)
     known = {c.config.run_id: c for c in hopeless.Finished(plan.trials, folder).curves()}
     done: list[hopeless.Curve] = []
     spent, stopped = 0.0, set()

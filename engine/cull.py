@@ -1,7 +1,8 @@
 """Trials given up on the way: a judge names them, and the others go on as a smaller population, at its cost.
 
-A population halves, rounded up, so that few sizes are compiled. So of the trials that the judge names only as many end
-as free half of the lanes; those that diverged end before them. The other named ones go on, as if never named.
+A population becomes three quarters of its first size, half, three eighths and so on, rounded up, so that few sizes are
+compiled. So of the trials that the judge names only as many end as one of these frees lanes; those that diverged end
+before them. The other named ones go on, as if never named.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class Roster:
 
     def __init__(self, trials: Sequence[TrainConfig]):
         self.live = list(range(len(trials)))
+        self._sizes = _sizes(len(trials))
         self.over: dict[int, tuple[int, str]] = {}  # trial -> (steps done, why)
         self._model, self._method = trials[0].model, optim.method(trials[0].optim)
         self._whole: step.State | None = None  # on the host, once some have ended
@@ -42,9 +44,7 @@ class Roster:
         reasons = {g: "" for g in self.live if diverged[g]}  # a diverged trial's row says so itself
         named = judge.verdict(loss, [g for g in self.live if g not in reasons])
         reasons |= {g: why for g, why in named.items() if g not in reasons}
-        size = len(self.live)
-        while size and _half(size) >= len(self.live) - len(reasons):
-            size = _half(size)
+        size = min(size for size in self._sizes if len(self.live) - len(reasons) <= size)
         return dict(list(reasons.items())[: len(self.live) - size])
 
     def end(self, state: step.State, over: Mapping[int, tuple[int, str]]) -> None:
@@ -78,8 +78,9 @@ class Roster:
         return found._replace(step=np.asarray(state.step))
 
 
-def _half(size: int) -> int:
-    return -(-size // 2) if size > 1 else 0
+def _sizes(n: int) -> set[int]:
+    """That a population of n may come to have."""
+    return {0, 1} | {-(-part * n // (4 * 2**k)) for part in (4, 3) for k in range(n.bit_length())}
 
 
 def _take(live: Sequence[int], axis: int, leaf: Any) -> np.ndarray:

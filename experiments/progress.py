@@ -257,6 +257,7 @@ def _outcome(rows: Sequence[Row]) -> str:
     bad = [row for row in rows if row["status"] != "ok"]
     parts = [f"loss {show.span(losses, show.loss)}"] if losses else []
     for status in ("diverged", "stopped", "failed"):
-        n = sum(row["status"] == status for row in bad)
-        parts += [f"{n} {status} ({bad[0]['reason']:.100})"] if n else []
+        reasons = [row["reason"] for row in bad if row["status"] == status]
+        why = f" ({reasons[0]:.100})" if reasons and status != "stopped" else ""
+        parts += [f"{len(reasons)} {status}{why}"] if reasons else []
     return ", ".join(parts)

@@ -31,17 +31,18 @@ def stop_at(step):
 @pytest.mark.parametrize(
     "n, named, diverged, ended",
     [
-        (8, [3, 1, 2], [], []),  # not enough to free half the lanes
-        (8, [3, 1, 2, 7, 5], [], [3, 1, 2, 7]),  # the first four of five
+        (8, [3], [], []),  # not enough to free a quarter of the lanes
+        (8, [3, 1, 2], [], [3, 1]),  # the first two of three
         (8, [3, 1], [0, 6], [0, 6, 3, 1]),  # those that diverged end first
-        (7, [6, 5, 4], [], [6, 5, 4]),  # 7, 4, 2, 1
+        (16, list(range(7)), [], [0, 1, 2, 3]),
+        (7, [6, 5, 4, 3], [], [6, 5, 4, 3]),  # 7, 6, 4, 3, 2, 1
         (8, [3, 1, 2, 7, 5, 6, 4], [], [3, 1, 2, 7, 5, 6, 4]),
         (3, [0, 1, 2], [], [0, 1, 2]),
         (1, [0], [], [0]),
         (4, [], [], []),
     ],
 )
-def test_a_population_halves(tiny, n, named, diverged, ended):  # noqa: F811
+def test_a_population_shrinks_in_steps(tiny, n, named, diverged, ended):  # noqa: F811
     roster = Roster([tiny] * n)
     asked = []
 
