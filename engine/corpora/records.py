@@ -51,6 +51,14 @@ def read(root: Path, paths: Iterable[Path], field: str) -> Iterator[Text]:
             raise InputError(f"cannot read {path} ({error}); restore the file") from None
 
 
+def read_manual() -> Iterator[Text]:
+    """Python's language reference, as `help` shows it: a text a topic, in English."""
+    from pydoc_data.topics import topics
+
+    for name in sorted(topics):
+        yield f"topics:{name}", topics[name].encode(), "text"
+
+
 def read_tfds(name: str, field: str) -> Iterator[Text]:
     """The training split of a prepared TFDS dataset, in array_record files."""
     try:

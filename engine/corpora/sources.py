@@ -22,7 +22,7 @@ from engine.errors import InputError
 OnProgress = Callable[[str, int, int], None]  # stage, done, total
 
 HELDOUT_FRACTION = 0.05  # of files
-NAMED = ("stdlib",)
+NAMED = ("stdlib", "manual")
 
 LANGUAGES = {
     "text": ".txt .text .md .rst .tex .org .adoc",
@@ -100,7 +100,9 @@ def find(corpus: str, on_progress: OnProgress | None = None, field: str = "text"
     """
     if corpus.startswith(records.TFDS):
         return _records(corpus, Path(corpus), lambda: records.read_tfds(corpus, field), on_progress)
-    if corpus in NAMED:
+    if corpus == "manual":
+        return _records(corpus, Path(corpus), records.read_manual, on_progress)
+    if corpus == "stdlib":
         root = Path(sysconfig.get_path("stdlib"))
         paths = [p for p in walk(root, SKIP_FOLDERS | _SKIP_STDLIB_FOLDERS) if _keep_stdlib(p)]
         name, hint = corpus, "set data.corpus to a folder of text files, or to 'synthetic'"

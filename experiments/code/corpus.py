@@ -35,8 +35,8 @@ def read(corpus: str | Path, *, languages: Sequence[str] = (), heldout: bool = F
     root = Path(corpus).expanduser()
     if heldout or str(corpus) in sources.NAMED:
         documents = sources.find(str(corpus))
-        texts = [Text(d.path, d.language, _text(documents.root / d.path)) for d in documents.heldout]
-        texts += [] if heldout else [Text(d.path, d.language, _text(documents.root / d.path)) for d in documents.train]
+        splits = [documents.heldout, *([] if heldout else [documents.train])]
+        texts = [Text(d.path, d.language, data.decode()) for s in splits for d, data in zip(s, documents.read(s))]
     elif root.is_file():
         texts = _plain(root.parent, [root.name])
     elif root.is_dir():
@@ -85,7 +85,3 @@ def _plain(root: Path, paths: Any) -> list[Text]:
             seen.add(data)
             found.append(Text(path, language, data.decode("utf-8")))
     return found
-
-
-def _text(path: Path) -> str:
-    return path.read_bytes().decode("utf-8")

@@ -125,8 +125,8 @@ def test_errors_are_one_line_and_name_the_folder(tmp_path):
     (tmp_path / "image").mkdir()
     (tmp_path / "image" / "a.txt").write_bytes(b"\0\1")
     for corpus, words in {
-        str(tmp_path / "nowhere"): "no such file or folder, and not a known corpus (stdlib, synthetic)",
-        "stdlbi": "no such file or folder, and not a known corpus (stdlib, synthetic)",
+        str(tmp_path / "nowhere"): "no such file or folder, and not a known corpus (stdlib, manual, synthetic)",
+        "stdlbi": "no such file or folder, and not a known corpus (stdlib, manual, synthetic)",
         str(tmp_path / "one.txt"): "a file, and not of records",
         str(tmp_path / "empty"): "no UTF-8 text or source files in it",
         str(tmp_path / "image"): "no UTF-8 text or source files in it",
@@ -213,3 +213,13 @@ def test_synthetic_chain_is_what_it_says():
     # Held-out text of the same language: its cross-entropy under the transitions counted on the train split.
     assert -np.log(chances[heldout[:-1], heldout[1:]]).mean() == pytest.approx(ours, abs=0.01)
     assert not np.array_equal(train[: len(heldout)], heldout)
+
+
+def test_the_manual_is_prose_about_python():
+    found = sources.find("manual")
+    assert len(found.train) > 40 and len(found.heldout) >= 2
+    assert not {d.digest for d in found.train} & {d.digest for d in found.heldout}
+    texts = [text.decode() for text in found.read(found.train)]
+    assert 3e5 < sum(map(len, texts)) < 1e6
+    words = " ".join(texts).split()
+    assert words.count("the") > 0.03 * len(words)  # English; of the library's source less than one in a hundred is

@@ -27,7 +27,7 @@ def test_every_packaged_recipe_loads_and_describes_itself():
     for name in names:
         configs = recipes.load(name)
         assert configs and all(isinstance(c, TrainConfig) for c in configs), name
-        assert all(c.recipe == name for c in configs), name
+        assert all(c.recipe.startswith(name) for c in configs), name
         assert len(recipes.describe(name)) > 20, name
 
 
@@ -78,3 +78,20 @@ def test_a_bad_field_in_a_file_reads_like_anywhere_else(tmp_path):
 def test_anything_but_configs_is_refused(tmp_path, value, said):
     path = write(tmp_path, f"def grid():\n return {value}\n")
     assert said in refusal(str(path))
+
+
+def test_the_mixes_of_step_law_are_shares_of_one():
+    from engine import mixture
+
+    by_mix = {}
+    for c in recipes.load("steplaw_recipes"):
+        by_mix.setdefault(c.recipe, []).append(c)
+    assert [len(configs) for configs in by_mix.values()] == [45] * 4  # as many as the paper's
+    code = {}
+    for name, configs in by_mix.items():
+        shares = dict(mixture.parse(configs[0].data.corpus))
+        assert sum(shares.values()) == pytest.approx(1) and len({c.data.corpus for c in configs}) == 1
+        code[name.removeprefix("steplaw_recipes_")] = shares["code-the-stack"]
+    assert code == pytest.approx(
+        {"baseline": 0.0462, "code_math": 0.3236, "more_code_math": 0.5705, "en_cn": 0.0463}, 1e-3
+    )
