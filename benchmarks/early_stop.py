@@ -5,17 +5,21 @@
 Every DIR is a results folder whose trials all ran to their end (`sweep run` without --stop-hopeless), with logs. The
 chunks are gone through in the order in which they ran; each is judged by `experiments.hopeless` from the curves of the
 trials that the replay itself has let finish so far, and its population shrinks as the engine's does. A replay leaves
-out rounding, which differs in smaller populations, and nothing else.
+out rounding, which differs in smaller populations, and that nobody ends where a compile would cost more than it saves,
+as it mostly would of models this small (`engine.cull.WORTH`). Where Step Law can be fitted, by the normal
+approximation, its optimum at eight times the largest N and D is given from all rows, and from those that are left.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from engine import config as config_lib
 from engine import cull
@@ -30,11 +34,19 @@ def main() -> None:
     parser.add_argument("--within", default="2%")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    cull.WORTH = 0.0
     found = {Path(folder).name: replay(Path(folder), share(args.within, "--within")) for folder in args.folders}
     if args.json:
         print(json.dumps(found, indent=1))
         return
-    print("| sweep | trials | cells | FLOPs saved | stopped | of which in truth within | best of its cell stopped |")
+    for name, r in found.items():
+        for key, label in (("optimum", "all rows"), ("optimum_left", "those left")):
+            if r[key] is not None:
+                (lr, low, high), (batch, least, most) = r[key]
+                print(
+                    f"{name}, {label}: lr {lr:.2e} [{low:.2e}, {high:.2e}], batch {batch:.0f} [{least:.0f}, {most:.0f}]"
+                )
+    print("\n| sweep | trials | cells | FLOPs saved | stopped | of which in truth within | best of its cell stopped |")
     print("|---|---|---|---|---|---|---|")
     for name, r in found.items():
         print(
@@ -66,6 +78,7 @@ def replay(path: Path, within: float) -> dict[str, Any]:
     best = {min(members, key=lambda c: c.final).config.run_id for members in cells.values()}
     lowest = {cell: min(c.final for c in members) for cell, members in cells.items()}
     wrong = [i for i in stopped if known[i].final - lowest[known[i].cell] < np.log1p(within)]
+    rows.loc[list(stopped), ["status", "loss"]] = "stopped", np.nan
     return {
         "trials": len(plan.trials),
         "cells": len(cells),
@@ -73,7 +86,23 @@ def replay(path: Path, within: float) -> dict[str, Any]:
         "stopped": len(stopped),
         "wrong": len(wrong),
         "best_stopped": len(best & stopped),
+        "optimum": optimum(folder.read()),
+        "optimum_left": optimum(rows.reset_index()),
     }
+
+
+def optimum(rows: pd.DataFrame) -> list[list[float]] | None:
+    """Median, low and high (90%) of lr and batch_tokens; None where the law cannot be fitted."""
+    import laws
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            posterior = laws.fit("steplaw", rows, laplace=True)
+    except laws.FitError:
+        return None
+    found = posterior.predict(params=8 * float(rows["params"].max()), tokens=8 * float(rows["tokens"].max()))
+    return [[float(x) for x in (q.median, *q.interval(0.9))] for q in (found.lr, found.batch_tokens)]
 
 
 def ends(chunk: Chunk, known: dict[str, hopeless.Curve], judge: cull.Judge, path: Path) -> dict[int, int]:

@@ -2,7 +2,7 @@
 
 A population becomes three quarters of its first size, half, three eighths and so on, rounded up, so that few sizes are
 compiled. So of the trials that the judge names only as many end as one of these frees lanes; those that diverged end
-before them. The other named ones go on, as if never named.
+before them. The other named ones go on, as if never named. So they do where their FLOPs are few beside a compile.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from engine import lanes, optim, sizes, step
 from engine import model as model_lib
-from engine import optim, step
 from engine.config import TrainConfig
+
+WORTH = 5.0  # seconds of training that must be saved at the least, at the speed that `engine.lanes` assumes
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Roster:
 
     def __init__(self, trials: Sequence[TrainConfig]):
         self.live = list(range(len(trials)))
-        self._sizes = _sizes(len(trials))
+        self._sizes, self._trials = _sizes(len(trials)), trials
         self.over: dict[int, tuple[int, str]] = {}  # trial -> (steps done, why)
         self._model, self._method = trials[0].model, optim.method(trials[0].optim)
         self._whole: step.State | None = None  # on the host, once some have ended
@@ -45,7 +47,14 @@ class Roster:
         named = judge.verdict(loss, [g for g in self.live if g not in reasons])
         reasons |= {g: why for g, why in named.items() if g not in reasons}
         size = min(size for size in self._sizes if len(self.live) - len(reasons) <= size)
-        return dict(list(reasons.items())[: len(self.live) - size])
+        ends = dict(list(reasons.items())[: len(self.live) - size])
+        seconds = sum(self._seconds_left(g, len(loss)) for g in ends)
+        return ends if seconds >= WORTH else {}
+
+    def _seconds_left(self, g: int, done: int) -> float:
+        trial = self._trials[g]
+        flops = sizes.flops_per_token(trial.model, trial.data.seq_len) * trial.batch_tokens
+        return (trial.steps - done) * flops / lanes.assumed_flops()
 
     def end(self, state: step.State, over: Mapping[int, tuple[int, str]]) -> None:
         """Takes `over` from the live, whose state is `state`."""

@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 
 import laws
-from engine.sizes import non_embedding_params
-from experiments import recipes
+from experiments import recipes, runner
 from experiments.cli import COMMANDS, main
 from laws import forms
+from tests.experiments import fakes
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -128,9 +128,9 @@ def test_every_question_is_answered(tmp_path, monkeypatch, capsys):
 
 
 def test_the_next_trials_are_named_as_the_page_says(tmp_path, monkeypatch, capsys):
-    """Its commands but for the training, whose losses are made up; its grid, as far as the configs."""
+    """Its commands, with losses that are made up instead of training."""
     monkeypatch.chdir(tmp_path)
-    grid, python = blocks("next.md")
+    (python,) = blocks("next.md")
     begin, again, small = re.findall(r"```sh\n(.*?)\n```", (DOCS / "next.md").read_text(), re.S)
 
     def train(file: str) -> None:
@@ -147,17 +147,14 @@ def test_the_next_trials_are_named_as_the_page_says(tmp_path, monkeypatch, capsy
     assert len(reader["trials"]) == 16 and reader["trials"]["flops"].sum() <= 1e20
     assert 3e-4 < reader["lr"] < 3e-2 and 2e4 < reader["batch_tokens"] < 3e6
 
-    (tmp_path / "my_batch.py").write_text(grid)
-    asked = [line for line in small.splitlines() if "sweep run" not in line]
-    assert len(asked) == 2
-    assert main(shlex.split(asked[0])[1:]) == 0
-    made = recipes.load("my_batch.py:grid")
-    rows = pd.read_csv("batch.csv")
-    assert [t.batch_tokens for t in made] == rows["batch_tokens"].tolist()
-    assert [t.optim.lr for t in made] == rows["lr"].tolist()
-    assert [non_embedding_params(t.model) for t in made] == rows["params"].tolist()
-    train("results1")
-    assert main(shlex.split(asked[1].replace("--target eval_loss", ""))[1:]) == 0
+    def refuse(*_: object, **__: object) -> None:
+        raise laws.FitError("too few")
+
+    monkeypatch.setattr(runner, "train_chunk", lambda chunk, *_, **__: [fakes.row(t) for t in chunk.trials])
+    monkeypatch.setattr(laws, "fit", refuse)  # `tests.experiments.test_guided` does
+    assert main(shlex.split(small)[1:]) == 0
+    said = capsys.readouterr().out
+    assert "16 trials to train" in said and "of 195 trials" in said and "90% interval" in said
 
 
 def test_counterfactual_pairs_as_the_page_says(tmp_path, monkeypatch, capsys):
@@ -201,7 +198,6 @@ def test_grids_as_the_page_says(tmp_path):
 
 @pytest.mark.parametrize("name, trials", [("steplaw_dense", 1968), ("steplaw_moe", 612), ("farseer", 455)])
 def test_the_papers_grids_are_as_large_as_the_page_says(name, trials):
-    from experiments import recipes
 
     found = recipes.load(name)
     assert len(found) == len({t.run_id for t in found}) == trials

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import engine
-from engine import InputError
+from engine import InputError, cull, lanes, sizes
 from engine import config as config_lib
 from engine.cull import Judge, Roster
 from tests.engine.conftest import tiny  # noqa: F401 - a fixture
@@ -14,6 +14,11 @@ from tests.engine.conftest import tiny  # noqa: F401 - a fixture
 HYPERS = [{"optim.lr": 1e-3 * 2**k} for k in range(6)] + [{"optim.lr": 1e30}]
 NAMED = {6: (5, 0), 12: (5, 0, 1, 4)}
 JUDGE = Judge((6, 12), lambda loss, live: {g: f"told at {len(loss)}" for g in NAMED[len(loss)] if g in live})
+
+
+@pytest.fixture(autouse=True)
+def worth_it(monkeypatch):
+    monkeypatch.setattr(cull, "WORTH", 0.0)  # of models as small as these
 
 
 class Stop(Exception):
@@ -95,6 +100,15 @@ def test_a_run_cut_off_ends_alike(tiny, tmp_path, cut, monkeypatch):  # noqa: F8
     log = tmp_path / "cut" / "logs" / again[1].row["run_id"] / "metrics.jsonl"
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert len(lines) == 13 and lines[-1]["status"] == "stopped" and lines[-1]["step"] == 12
+
+
+def test_what_saves_less_than_a_compile_is_not_done(tiny, monkeypatch):  # noqa: F811
+    """A trial of 24 steps, at the end of its twelfth."""
+    judge = Judge((12,), lambda loss, live: {g: "why" for g in (0, 1)})
+    flops = 2 * 12 * tiny.batch_tokens * sizes.flops_per_token(tiny.model, 16)
+    for worth, ended in ((0.99, [0, 1]), (1.01, [])):
+        monkeypatch.setattr(cull, "WORTH", worth * flops / lanes.assumed_flops())
+        assert list(Roster([tiny] * 4).ends(np.ones((12, 4)), judge, np.zeros(4, bool))) == ended
 
 
 def test_where_all_end_training_ends(tiny, tmp_path):  # noqa: F811
