@@ -12,7 +12,7 @@ from engine import config as config_lib
 from engine.architecture import DERIVED
 from engine.config import TrainConfig
 
-COME_WITH = {name: ("d_model", "n_heads", "n_experts") for name in DERIVED} | {"n_heads": ("d_model",)}
+COME_WITH = {name: ("d_model", "n_heads", "n_experts", "top_k") for name in DERIVED} | {"n_heads": ("d_model",)}
 IN_ROWS = {  # fields that are columns of the run table, by other names
     "optim.lr": "lr",
     "batch_size": "batch_tokens",

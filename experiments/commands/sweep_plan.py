@@ -209,8 +209,8 @@ def print_plan(found: _Found, *, counted: bool, everything: bool) -> None:
     header += [name.rpartition(".")[2] for name in differing]
     header += ["trials", "chunks", "FLOPs"]
     header += ["done"] if counted else []
-    header += ["GiB a device" + (", at least" if found.bounds else "")] if found.costs or found.bounds else []
-    header += ["time" + (", at least" if found.bounds else "")] if found.forecast or found.bounds else []
+    header += ["least GiB a device" if found.bounds else "GiB a device"] if found.costs or found.bounds else []
+    header += ["least time" if found.bounds else "time"] if found.forecast or found.bounds else []
     console.print(show.table(f"{plan.name}: {show.plural(len(plan.trials), 'trial')}", header, rows, left=0))
     if len(rows) < len(plan.cohorts):
         console.print(f"the {MOST} of {len(plan.cohorts)} cohorts that cost most; the others with --all")

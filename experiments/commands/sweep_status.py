@@ -100,5 +100,8 @@ def _both(thought: Mapping[str, float], timed: pd.DataFrame) -> tuple[float, flo
 
 
 def _error(thought_s: float, measured_s: float) -> str:
-    error = thought_s / measured_s - 1
-    return f"{abs(error):.0%} too {'high' if error > 0 else 'low'}" if round(100 * error) else "right"
+    ratio = thought_s / measured_s
+    if abs(ratio - 1) < 0.005:
+        return "right"
+    error = f"{abs(ratio - 1):.0%}" if ratio < 2 else f"{ratio:.1f} times"
+    return f"{error} too {'high' if ratio > 1 else 'low'}"

@@ -10,6 +10,7 @@ from engine.pilot import Cost
 from experiments import forecast as forecast_lib
 from experiments import grid, store
 from experiments.cli import main
+from experiments.commands import sweep_status
 from experiments.forecast import forecast, measure, sizes_that_pay
 from experiments.plan import make_plan
 from tests.experiments.test_cli import say, say_json
@@ -134,6 +135,14 @@ def test_a_real_pilot_and_what_status_says_of_its_forecast(tmp_path, monkeypatch
     rows = store.load(out).read()
     assert status["measured_s_of_done"] == pytest.approx(rows["wall_s"].sum())
     assert "was thought to take" in say(capsys, "sweep", "status", "--out", out)
+
+
+@pytest.mark.parametrize(
+    "thought, said",
+    [(100.1, "right"), (120, "20% too high"), (80, "20% too low"), (10, "90% too low"), (543, "5.4 times too high")],
+)
+def test_how_wrong_a_forecast_was(thought, said):
+    assert sweep_status._error(thought, 100.0) == said
 
 
 def test_the_least_time_on_devices_that_are_not_here(capsys):
