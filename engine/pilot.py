@@ -22,7 +22,7 @@ from engine import mesh as mesh_lib
 from engine.config import TrainConfig
 
 SHORT = 4  # steps of the short pilots
-LASTING = 2.0  # seconds, about, of the long one
+LASTING = 2.0  # seconds at least that the long one takes longer than a short one
 MOST_STEPS = 4096  # of the long one
 LONGEST_STEP = 10.0  # seconds: where a step is thought to take longer, there is no pilot
 ROOM = 0.9  # of the memory that is available, for a program
@@ -86,8 +86,9 @@ def measure(trials: Sequence[TrainConfig]) -> Cost:
         trace_s, compile_s, size = compiled(chosen)
     first, short = _seconds(trials, chosen, SHORT), _seconds(trials, chosen, SHORT)
     steps, spent = SHORT, short
-    while spent < LASTING and steps < MOST_STEPS:
-        steps *= 4
+    most = min(MOST_STEPS, max(t.steps for t in trials))
+    while spent - short < max(LASTING, short) and steps < most:  # else what is beside steps would drown them
+        steps = min(4 * steps, most)
         spent = _seconds(trials, chosen, steps)
     step_s = max(0.0, spent - short) / (steps - SHORT) if steps > SHORT else short / SHORT
     cost = Cost(
