@@ -113,8 +113,8 @@ def _connect(address: str) -> Any:
         ray.init(address=address, **quiet)
     except ConnectionError:
         raise InputError(
-            f"no Ray cluster {'on this machine' if address == 'auto' else f'at {address}'}, or this machine is not one "
-            "of its nodes; start one with: ray start --head"
+            f"no Ray cluster {'on this machine' if address == 'auto' else f'at {address}'} that lets us in; start one "
+            "with: ray start --head; for one that asks for a token set RAY_AUTH_MODE=token"
         ) from None
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())

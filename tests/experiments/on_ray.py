@@ -22,7 +22,8 @@ def often(chunk, folder, on_progress, *, logs):
 def scripted(chunk, folder, on_progress, *, logs, stage):
     """stage: a folder. STAGE/CHUNK says what happens first; STAGE/CHUNK.began has a line a start: its process.
 
-    wait: reports until the file is gone. die: as by the kernel's hand. full: the disk is. input: the data is not there.
+    wait: reports until the file is gone. die: as by the kernel's hand. large: out of memory, if it
+    is of more than one trial. full: the disk is. input: the data is not there.
     """
     stage = Path(stage)
     with open(stage / f"{chunk.id}.began", "a") as file:
@@ -39,7 +40,9 @@ def scripted(chunk, folder, on_progress, *, logs, stage):
         if doing == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         if doing == "raise":
-            raise RuntimeError("out of memory")
+            raise RuntimeError("bad luck")
+        if doing == "large" and len(chunk.trials) > 1:
+            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 3 GiB")
         if doing == "full":
             raise OSError(28, "No space left on device", "/data")
         if doing == "input":

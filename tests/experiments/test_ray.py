@@ -33,7 +33,7 @@ os.environ.update(backend._QUIET | backend._LOOPBACK)  # read when ray is import
 WAIT_S = 120.0  # for anything, on a machine that does other things, too
 OURS = f"STEPSEER_TEST_RAY={uuid.uuid4().hex}"  # in the environment of every process that these tests start
 GRID = """
-base: {model.d_model: 16, model.n_layers: 1, data.corpus: synthetic, data.seq_len: 16, batch_size: 4, tokens: 2e6}
+base: {model.d_model: 16, model.n_layers: 1, data.corpus: synthetic, data.seq_len: 16, batch_size: 4, tokens: 1e5}
 grid: {optim.lr: [1e-3, 4e-3]}
 """
 
@@ -100,13 +100,13 @@ def stage(tmp_path):
 
 class Recording(Watcher):
     def __init__(self):
-        self.losses, self.finished = [], []
+        self.losses, self.large = [], []
 
     def lost(self, chunk, reason):
         self.losses.append((chunk.id, reason))
 
-    def chunk_finished(self, chunk, rows):
-        self.finished.append(chunk.id)
+    def out_of_memory(self, chunk):
+        self.large.append(chunk.id)
 
 
 def sweep(cluster, plan, folder, stage, **how):
@@ -179,21 +179,21 @@ def _parent(pid):
 
 def test_a_chunk_that_kills_its_process_fails_and_the_others_do_not(cluster, tmp_path, plan, stage):
     folder, watcher = store.create(tmp_path / "out", plan), Recording()
-    bad, wrong, *_ = plan.chunks
-    (stage / bad.id).write_text("die")
-    (stage / wrong.id).write_text("raise")
+    bad, wrong, large, _ = plan.chunks
+    for chunk, doing in ((bad, "die"), (wrong, "raise"), (large, "large")):
+        (stage / chunk.id).write_text(doing)
     summary = sweep(cluster, plan, folder, stage, watcher=watcher)
     assert (summary.ok, summary.failed, summary.left) == (4, 4, 0)
     assert len(began(stage, bad)) == backend.TRIES and len(set(began(stage, bad))) == backend.TRIES
     assert [chunk for chunk, _ in watcher.losses] == [bad.id] * (backend.TRIES - 1)
     reasons = folder.read().set_index("run_id")["reason"]
     assert reasons[bad.trials[0].run_id].startswith(f"lost {backend.TRIES} times: WorkerCrashedError")
-    assert reasons[wrong.trials[0].run_id] == "RuntimeError: out of memory"
+    assert reasons[wrong.trials[0].run_id] == "RuntimeError: bad luck"
     for chunk in (bad, wrong):
         (stage / chunk.id).unlink()
     again = sweep(cluster, plan, folder, stage, retry_failed=True)
     assert (again.ok, again.already) == (4, 4)
-    assert len(began(stage, plan.chunks[-1])) == 1
+    assert watcher.large == [large.id] and len(began(stage, large)) == 1  # and then in halves
     alone = store.create(tmp_path / "alone", plan)
     run(plan, alone, trainer=fakes.trainer)
     pd.testing.assert_frame_equal(fakes.without_clock(folder.read()), fakes.without_clock(alone.read()))
