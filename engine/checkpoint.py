@@ -1,7 +1,8 @@
 """Checkpoints: Orbax for the arrays, our own digests for the truth.
 
-Orbax commits a step atomically but returns wrong values for a flipped byte without a word. So every leaf's BLAKE2
-digest is stored with it and verified when it is read; a bad step is named, removed, and the one before is used.
+Orbax commits a step atomically but returns wrong values for a flipped byte without a word. So a digest of every leaf
+(`engine.digest`) is stored with it and verified when it is read; a bad step is named, removed, and the one before is
+used. Of several processes each writes and reads its own parts of the arrays, and what it finds counts for all.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from engine import digest, processes
 from engine.errors import InputError, require
 
 log = logging.getLogger("stepseer.engine")
 
-FORMAT = 1
+FORMAT = 2  # 1: BLAKE2 digests of the state's whole arrays
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,15 @@ class Checkpoints:
         self.folder = Path(folder).absolute()
         self._ocp = ocp
         self._read_only = read_only
+        self._group = group = processes.current()
+        # All by name: else Orbax's barriers are collectives, which have no timeout.
+        everybody = set(range(group.count)) if group.count > 1 else None
         options = ocp.CheckpointManagerOptions(
             preservation_policy=None if read_only else _policy(keep),
-            create=not read_only,
+            create=False,
             cleanup_tmp_directories=not read_only,
             enable_async_checkpointing=True,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(active_processes=everybody),
         )
         try:
             if not read_only:
@@ -90,13 +96,9 @@ class Checkpoints:
             ) from None
 
     def save(self, saved: Saved) -> None:
-        """Starts a save. Copies to the host first: the caller may donate the state to its next step at once."""
-        arrays = {"state": jax.tree.map(np.array, jax.device_get(saved.state)), "history": saved.history}
-        meta = {
-            "format": FORMAT,
-            **saved.meta,
-            "leaves": {k: _describe(v) for k, v in _leaves(arrays).items()},
-        }
+        """Starts a save. Orbax copies to the host first: the caller may donate the state to its next step at once."""
+        arrays = {"state": saved.state, "history": saved.history}
+        meta = {"format": FORMAT, **saved.meta, "leaves": _described(arrays)}
         args = self._ocp.args
         with self._named():
             self._manager.save(
@@ -119,8 +121,10 @@ class Checkpoints:
         """
         saved = self._newest(state, check, most)
         if saved is not None and not self._read_only:
-            for damaged in [s for s in self._manager.all_steps() if s > saved.step]:
-                shutil.rmtree(self.folder / str(damaged), ignore_errors=True)
+            for damaged in [s for s in self._steps() if s > saved.step]:
+                if self._group.lead:
+                    shutil.rmtree(self.folder / str(damaged), ignore_errors=True)
+            self._group.gather("removed")
             self._manager.reload()
         return saved
 
@@ -132,24 +136,42 @@ class Checkpoints:
         self, state: Any, check: Callable[[int, dict[str, Any]], None], most: int = sys.maxsize
     ) -> Saved | None:
         bad: list[str] = []
-        for step in sorted((s for s in self._manager.all_steps() if s <= most), reverse=True):
-            try:
-                return self._read(step, state, check)
-            except InputError:
-                raise
-            except Exception as error:
-                # Orbax and TensorStore raise whatever a damaged file leads them to; each means: not this step.
-                bad.append(f"step {step}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
-                log.warning("checkpoint of %s is damaged (%s); trying the one before", self.folder, bad[-1])
+        for step in (s for s in self._steps() if s <= most):
+            saved, damage = self._tried(step, state, check)
+            if saved is not None:
+                return saved
+            bad.append(f"step {step}: {damage}")
+            log.warning("checkpoint of %s is damaged (%s); trying the one before", self.folder, bad[-1])
         if bad:
             raise InputError(
                 f"no good checkpoint in {self.folder} ({'; '.join(bad)}); delete that folder to start this run anew"
             )
         return None
 
+    def _steps(self) -> list[int]:
+        """Those that there are, from the last."""
+        return self._group.agree(sorted(self._manager.all_steps(), reverse=True))
+
+    def _tried(
+        self, step: int, state: Any, check: Callable[[int, dict[str, Any]], None]
+    ) -> tuple[Saved | None, str | None]:
+        """What `_read` finds, or how the step is damaged: for all processes, if it is for one of them."""
+        saved = damage = None
+        try:
+            saved = self._read(step, state, check)
+        except InputError:
+            raise
+        except Exception as error:
+            # Orbax and TensorStore raise whatever a damaged file leads them to; each means: not this step.
+            damage = str(error).splitlines()[0] if str(error) else type(error).__name__
+        damage = next((found for found in self._group.gather(damage) if found is not None), None)
+        if saved is not None and damage is None:
+            damage = _difference(saved)
+        return (None, damage) if damage else (saved, None)
+
     def newest(self) -> tuple[int, dict[str, Any]] | None:
         """Step and meta of the newest whose meta is good; None when there is none."""
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        for step in self._steps():
             try:
                 return step, self._meta(step)
             except Exception:  # as in `restore`
@@ -173,33 +195,40 @@ class Checkpoints:
         return check
 
     def _read(self, step: int, state: Any, check: Callable[[int, dict[str, Any]], None]) -> Saved:
-        args = self._ocp.args
         meta = self._meta(step)
         check(step, meta)
         leaves = meta["leaves"]
-        shapes = _nested({name: jax.ShapeDtypeStruct(tuple(shape), kind) for name, (shape, kind, _) in leaves.items()})
-        # What is read as it lies has no target: an optimizer may have parts without arrays, of which meta says nothing.
-        target = [] if state is None else [_as_dict({"state": state, "history": shapes.get("history", {})})]
-        arrays = self._manager.restore(step, args=args.Composite(arrays=args.StandardRestore(*target)))["arrays"]
-        if missing := leaves.keys() - _leaves(arrays).keys():
-            raise ValueError(f"{min(missing)} is missing")
-        for name, leaf in _leaves(arrays).items():
-            if list(_describe(np.asarray(leaf))) != list(meta["leaves"].get(name, ())):
-                raise ValueError(f"{name} differs from its digest")
+        # Of numpy arrays as the target numpy arrays are made, on whatever devices and hosts they were.
+        shapes = _nested(
+            {name: np.broadcast_to(np.zeros((), kind), shape) for name, (shape, kind, _) in leaves.items()}
+        )
         if state is None:
-            state = jax.tree.map(np.asarray, arrays["state"])
-            return Saved(step, state, jax.tree.map(np.asarray, arrays.get("history", {})), meta)
-        treedef = jax.tree.structure(state)
+            # In part, for Orbax: an optimizer may have parts without arrays, of which meta says nothing.
+            to_numpy = jax.tree.map(lambda _: self._ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+            how = self._ocp.args.PyTreeRestore(shapes, restore_args=to_numpy, partial_restore=True)
+            arrays = self._item(step, "arrays", self._ocp.PyTreeCheckpointHandler, args=how)
+        else:
+            target = {"state": _as_dict(state), "history": shapes.get("history", {})}
+            arrays = self._item(step, "arrays", self._ocp.StandardCheckpointHandler, target)
+        history = {k: np.asarray(v) for k, v in arrays.get("history", {}).items()}
+        if state is None:
+            return Saved(step, arrays["state"], history, meta)
         flat = list(_leaves({"state": arrays["state"]}).values())
-        history_values = {k: np.asarray(v) for k, v in arrays["history"].items()}
-        return Saved(step, jax.tree.unflatten(treedef, flat), history_values, meta)
+        return Saved(step, jax.tree.unflatten(jax.tree.structure(state), flat), history, meta)
 
     def _meta(self, step: int) -> dict[str, Any]:
-        args = self._ocp.args
-        meta = self._manager.restore(step, args=args.Composite(meta=args.JsonRestore()))["meta"]
+        meta = self._item(step, "meta", self._ocp.JsonCheckpointHandler)
         if meta != _signed({k: v for k, v in meta.items() if k != "digest"}):
             raise ValueError("its meta data differs from its digest")
         return meta
+
+    def _item(self, step: int, name: str, handler: Any, *target: Any, **how: Any) -> Any:
+        """By Orbax's handler itself: its manager would have the processes meet, which one that fails does not."""
+        folder = self.folder / str(step) / name
+        if not folder.is_dir():
+            raise FileNotFoundError(f"there is no {name}")
+        with contextlib.closing(handler()) as reader:
+            return reader.restore(folder, *target, **how)
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -272,10 +301,26 @@ def _as_dict(tree: Any) -> Any:
     return tree
 
 
-def _describe(leaf: np.ndarray) -> list[Any]:
-    data = np.ascontiguousarray(leaf)
-    digest = hashlib.blake2b(data.tobytes(), digest_size=16).hexdigest()
-    return [list(leaf.shape), str(leaf.dtype), digest]
+def _described(arrays: dict[str, Any]) -> dict[str, Any]:
+    """Shape, dtype and digest of every leaf of {"state": ..., "history": ...}, by path."""
+    leaves = _leaves(arrays)
+    digests = digest.of({name: leaf for name, leaf in leaves.items() if name.startswith("state/")})
+    return {
+        name: [list(leaf.shape), str(leaf.dtype), digests[name] if name in digests else digest.of_bytes(leaf)]
+        for name, leaf in leaves.items()
+    }
+
+
+def _difference(saved: Saved) -> str | None:
+    """Which leaf is not what was saved; None: all are."""
+    wanted = saved.meta["leaves"]
+    arrays = {"state": saved.state, "history": saved.history}
+    if saved.meta["format"] == 1:
+        found = {name: [list(x.shape), str(x.dtype), digest.of_bytes(x)] for name, x in _leaves(arrays).items()}
+    else:
+        found = _described(arrays)
+    other = next((name for name in {**wanted, **found} if wanted.get(name) != found.get(name)), None)
+    return None if other is None else f"{other} differs from its digest"
 
 
 def _signed(meta: dict[str, Any]) -> dict[str, Any]:

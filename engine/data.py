@@ -88,11 +88,15 @@ def sequences(tokens: np.ndarray | Mixture, *, seq_len: int, seed: int, first: i
     Every epoch of the stream visits each window exactly once, in an order of its own; how the stream is cut doesn't
     change it. In a mixture that holds of each corpus's part of the stream.
     """
-    at = np.arange(first, first + count, dtype=np.uint64)
+    return sequences_at(tokens, seq_len=seq_len, seed=seed, at=np.arange(first, first + count, dtype=np.uint64))
+
+
+def sequences_at(tokens: np.ndarray | Mixture, *, seq_len: int, seed: int, at: np.ndarray) -> np.ndarray:
+    """[m, seq_len + 1] int32: those of the stream at the places `at`, [m] uint64."""
     if not isinstance(tokens, Mixture):
         return _windows(tokens, seq_len, seed, at)
     part, place = mixture.assign(tokens.slots, seed, at)
-    out = np.zeros((count, seq_len + 1), np.int32)
+    out = np.zeros((len(at), seq_len + 1), np.int32)
     for j, of_part in enumerate(tokens.parts):
         out[part == j] = _windows(of_part, seq_len, seed + j, place[part == j])
     return out

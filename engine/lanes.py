@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from engine import config as config_lib
-from engine import measurements, population, sizes, step
+from engine import measurements, population, processes, sizes, step
 from engine import mesh as mesh_lib
 from engine.config import TrainConfig
 
@@ -29,11 +29,12 @@ def choose(config: TrainConfig, trials: Sequence[TrainConfig], mesh: Mesh, call_
 
     Always a divisor of the number of trials, and a multiple of the devices that share them.
     """
-    chosen = settled(config, trials, mesh)
+    group = processes.current()
+    chosen = group.agree(settled(config, trials, mesh))
     if chosen is None:
         candidates = _candidates(len(trials), mesh)
         seconds = {lanes: _seconds(config, trials, mesh, lanes, call_steps) for lanes in candidates}
-        chosen = min(seconds, key=lambda lanes: seconds[lanes])
+        chosen = group.agree(min(seconds, key=lambda lanes: seconds[lanes]))
         measurements.keep("lanes", measurements.key(config, len(trials), mesh), chosen)
     return chosen
 
@@ -72,12 +73,12 @@ def with_lanes(config: TrainConfig, lanes: int) -> TrainConfig:
 
 def _seconds(config: TrainConfig, trials: Sequence[TrainConfig], mesh: Mesh, lanes: int, call_steps: int) -> float:
     """Of STEPS steps of all trials, the least of some; by the very program that the run would use."""
-    hyper = jax.device_put(population.stack_hypers(trials), mesh_lib.trial_sharding(mesh))
+    hyper = mesh_lib.put(population.stack_hypers(trials), mesh_lib.trial_sharding(mesh))
     state = population.init_state(mesh, trials, hyper)
     run = population.compiled_train_steps(step.program(with_lanes(config, lanes)), mesh)
     tokens = np.zeros((call_steps, config.batch_size, config.data.seq_len + 1), np.int32)
-    batches = jax.device_put(tokens, mesh_lib.batch_sharding(mesh, steps_axis=True))
-    n_steps = jax.device_put(np.int32(STEPS), mesh_lib.replicated(mesh))
+    batches = mesh_lib.put(tokens, mesh_lib.batch_sharding(mesh, steps_axis=True))
+    n_steps = mesh_lib.put(np.int32(STEPS), mesh_lib.replicated(mesh))
     times = []
     for _ in range(1 + REPEATS):
         begun = time.perf_counter()

@@ -82,6 +82,9 @@ class Logs:
                 run.close()
 
 
+NONE = Logs(None, ())
+
+
 class _Run:
     """The logs of one trial, `g` of its population."""
 

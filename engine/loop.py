@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -15,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from engine import accelerators, branch, checkpoint, cull, data, optim, population, step, stop
+from engine import accelerators, branch, checkpoint, cull, data, optim, population, processes, step, stop
 from engine import config as config_lib
 from engine import lanes as lanes_lib
 from engine import logs as logs_lib
@@ -24,7 +23,7 @@ from engine import model as model_lib
 from engine import row as row_lib
 from engine.checkpoint import KEEP, Keep
 from engine.config import TrainConfig
-from engine.errors import InputError
+from engine.errors import InputError, require
 from engine.history import History, Pace, Progress, diverged_at
 from engine.optim import Hyper
 from engine.profile import Profile
@@ -40,7 +39,8 @@ class Result:
     """One trained model."""
 
     config: TrainConfig
-    params: Any  # pytree of numpy arrays, as `engine.init` returns
+    params: Any  # pytree of numpy arrays, as `engine.init` returns; None in a run of several processes, which leaves
+    # them divided: they are in its checkpoint, for `engine.load`
     metrics: dict[str, np.ndarray]  # "step", "loss" (nats per token), "lr", "grad_norm": one entry a step; of a
     # mixture of experts also "expert_load" [steps, routed layers, experts], each expert's share of a layer's choices
     row: dict[str, Any]  # its run-table row
@@ -62,6 +62,7 @@ def train(
     return train_population(config, [{}], folder=folder, branch_from=branch_from, on_progress=on_progress, **how)[0]
 
 
+@processes.together()
 def train_population(
     config: TrainConfig,
     hypers: Sequence[Mapping[str, float]],
@@ -94,10 +95,17 @@ def train_population(
     (`engine.cull`): their rows say stopped.
     A trial whose loss or gradient stops being finite freezes and is reported as diverged; the others are untouched.
     SIGTERM, unless the caller handles it, saves at the next step and raises SystemExit(143), if there is a folder.
+    In a run of several processes (`engine.processes`) all call this with the same arguments and get the same rows;
+    folder must be on a file system that they share. SIGTERM to any of them, or what its on_progress raises, stops all.
     Raises InputError for impossible configs, data that can't be had, a folder of something else, or a full disk.
     """
     started = time.monotonic()
+    group = processes.current()
+    require(judge is None or group.count == 1, "trials are given up by runs of one process only; start a shard a host")
+    group.at("the data")
     job = _prepare(config, hypers, corpus)
+    run_ids = [t.run_id for t in job.trials]
+    processes.same({"trials": run_ids, "tokens": job.corpus.digest, "versions": row_lib.versions()})
     history = History(job.steps, len(job.trials))
     tokenizer = None if job.corpus.tokenizer is None else job.corpus.tokenizer.to_json()
     if logs is None and folder is not None:
@@ -105,14 +113,16 @@ def train_population(
     with ExitStack() as stack:
         asked = stack.enter_context(stop.on_sigterm(folder))
         store = stack.enter_context(checkpoint.Checkpoints(folder, keep)) if folder is not None else None
+        group.at("the first state")
         roster = cull.Roster(job.trials)
         state, elapsed, job = _start(job, store, history, roster, branch_from, start)
-        log = stack.enter_context(logs_lib.Logs(logs, job.trials, wandb=wandb))
+        log = stack.enter_context(logs_lib.Logs(logs, job.trials, wandb=wandb) if group.lead else logs_lib.NONE)
         log.end(roster.over)
         log.start(history.so_far())
 
         def save(state: step.State) -> None:
             if store is not None:
+                group.at(f"the save of step {history.steps}")
                 meta = {
                     **job.identity(),
                     "tokenizer": tokenizer,
@@ -123,12 +133,14 @@ def train_population(
                 store.save(checkpoint.Saved(history.steps, roster.everyone(state), history.so_far(), meta))
 
         tracing = stack.enter_context(Profile(profile, logs))
+        stack.enter_context(processes.suspecting())
         around = _Around(
             save, save_every_s, keep.every_steps, keep.at, eval_every, log, tracing, asked, on_progress, judge
         )
         state = _advance(job, state, history, roster, around)
         if store is not None:
             store.wait()
+        group.at("the evaluation")
         results = _results(job, state, history, roster, elapsed - started, folder)
         log.finish([result.row for result in results])
     return results
@@ -139,9 +151,10 @@ def _results(
 ) -> list[Result]:
     """Evaluates, and makes what `train_population` returns. clock: seconds spent before, less the moment of start."""
     eval_loss_G = evaluate(job.config, job.mesh, state.params, job.corpus.heldout)
-    params_G = jax.device_get(state.params)
+    group = processes.current()
+    params_G = jax.device_get(state.params) if group.count == 1 else None
     ends = [roster.over.get(g, (trial.steps, None)) for g, trial in enumerate(job.trials)]
-    wall_s = (clock + time.monotonic()) / sum(steps for steps, _ in ends)  # a step and trial
+    wall_s = group.agree(clock + time.monotonic()) / sum(steps for steps, _ in ends)  # a step and trial
     where = Path(folder) if folder is not None else None
     results = []
     for g, (trial, (steps, stopped)) in enumerate(zip(job.trials, ends)):
@@ -156,7 +169,8 @@ def _results(
             stopped=stopped,
         )
         metrics = {"step": np.arange(len(metrics["loss"])), **metrics}
-        results.append(Result(trial, model_lib.take_trial(params_G, g), metrics, row, where))
+        params = None if params_G is None else model_lib.take_trial(params_G, g)
+        results.append(Result(trial, params, metrics, row, where))
     return results
 
 
@@ -222,7 +236,7 @@ def _prepare(config: TrainConfig, hypers: Sequence[Mapping[str, float]], corpus:
 def _placed(config: TrainConfig, trials: list[TrainConfig]) -> tuple[Mesh, Hyper]:
     batch_size = config.compute.micro_batch or config.batch_size
     mesh = mesh_lib.make_mesh(config.mesh, n_trials=len(trials), batch_size=batch_size)
-    return mesh, jax.device_put(population.stack_hypers(trials), mesh_lib.trial_sharding(mesh))
+    return mesh, mesh_lib.put(population.stack_hypers(trials), mesh_lib.trial_sharding(mesh))
 
 
 def _start(
@@ -238,11 +252,7 @@ def _start(
     checkpoint, if they still fit the mesh. The roster is told who had ended."""
     wanted = job.config.compute.lanes
     if store is not None or branch_from is not None:
-        target = jax.tree.map(
-            lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
-            jax.eval_shape(lambda: population.init_state(job.mesh, job.trials, job.hyper_G)),
-            _shardings(job),
-        )
+        target = population.state_shapes(job.mesh, job.trials)
         saved = None if store is None else store.restore(target, check=store.of_trials(job.identity()["trials"]))
         elapsed = 0.0 if saved is None else saved.meta["elapsed_s"]
         if saved is None and branch_from is not None:
@@ -269,7 +279,7 @@ class _Around:
     eval_every: int  # as well
     log: logs_lib.Logs
     profile: Profile
-    asked: threading.Event  # to stop
+    asked: stop.Asked
     on_progress: Callable[[Progress], None] | None
     judge: cull.Judge | None
 
@@ -281,6 +291,13 @@ class _Around:
 
     def to_save(self, done: int) -> bool:
         return done in self.save_at or bool(self.save_every_steps and done % self.save_every_steps == 0)
+
+    def stopped(self, signum: int) -> BaseException:
+        """What to end the run with where another process was asked to stop."""
+        if self.asked.listens:
+            self.asked.set()
+            return SystemExit(stop.EXIT_CODE)
+        return stop.Stopped(signum)
 
     def request_to_stop(self, progress: Callable[[], Progress] | None) -> BaseException | None:
         """What SIGTERM or on_progress wants to end the run with. progress: None before the first metrics."""
@@ -299,9 +316,11 @@ def _advance(whole: _Job, state: step.State, history: History, roster: cull.Rost
 
     Saves every save_every_s, at the multiples of save_every_steps, at the end, and at a request to stop.
     """
-    config, seq_len = whole.config, whole.config.data.seq_len
-    call_steps, horizons = whole.call_steps, whole.horizons
+    group = processes.current()
+    config, horizons = whole.config, whole.horizons
+    call_steps = whole.call_steps
     job, state, run_steps, pace = _live(whole, state, history, roster)
+    within = pace.steps_within(CALL_SECONDS)
     done = saved = history.steps
     last_save = time.monotonic()
     # Metrics, steps and evaluation of the last call; read after the next is dispatched.
@@ -326,23 +345,14 @@ def _advance(whole: _Job, state: step.State, history: History, roster: cull.Rost
             if around.profile.turns(done):
                 read_all_but(0)
                 around.profile.turn(done)
-            n = min(pace.steps_within(CALL_SECONDS), call_steps, job.steps - done, around.room(done))
-            batches = np.zeros((call_steps, config.batch_size, seq_len + 1), np.int32)
-            rows = data.sequences(
-                job.corpus.train,
-                seq_len=seq_len,
-                seed=config.data.seed,
-                first=done * config.batch_size,
-                count=n * config.batch_size,
-            )
-            batches[:n] = rows.reshape(n, config.batch_size, seq_len + 1)
-            device_batches = jax.device_put(batches, mesh_lib.batch_sharding(job.mesh, steps_axis=True))
-            device_n = jax.device_put(np.int32(n), mesh_lib.replicated(job.mesh))
-            state, metrics = run_steps(state, device_batches, device_n, job.hyper_G)
+            n = min(within, call_steps, job.steps - done, around.room(done))
+            group.at(f"step {done}")
+            device_n = mesh_lib.put(np.int32(n), mesh_lib.replicated(job.mesh))
+            state, metrics = run_steps(state, _batches(job, done, n), device_n, job.hyper_G)
             done += n
             evaluated = around.eval_every and done % around.eval_every == 0
             eval_G = evaluate(config, job.mesh, state.params, job.corpus.heldout) if evaluated else None
-            unread.append((metrics, n, eval_G))
+            unread.append((mesh_lib.readable(metrics), n, eval_G))
             read_all_but(0 if done == job.steps else 1)
             if around.judge is not None and done in around.judge.at:
                 read_all_but(0)
@@ -352,12 +362,15 @@ def _advance(whole: _Job, state: step.State, history: History, roster: cull.Rost
                     around.log.end(roster.over)
                     job, state, run_steps, pace = _live(whole, state, history, roster)
             request = around.request_to_stop(progress if history.steps else None)
-            if request is not None or around.to_save(done) or time.monotonic() - last_save > around.save_every_s:
+            late = time.monotonic() - last_save > around.save_every_s
+            signum = group.told_to_stop(request)
+            signum, late, within = group.agree([signum, late, pace.steps_within(CALL_SECONDS)])
+            if signum or late or around.to_save(done):
                 read_all_but(0)
                 around.save(state)
                 saved, last_save = done, time.monotonic()
-            if request is not None:
-                raise request
+            if signum:
+                raise request or around.stopped(signum)
         read_all_but(0)
     if saved < done:
         around.save(state)
@@ -378,6 +391,18 @@ def _live(whole: _Job, state: step.State, history: History, roster: cull.Roster)
 
 def _shardings(job: _Job) -> Any:
     return mesh_lib.state_sharding(job.mesh, job.config.model, optim.method(job.config.optim))
+
+
+def _batches(job: _Job, done: int, n: int) -> jax.Array:
+    """[K, B, T + 1]: the batches of the steps `done` to done + n - 1, of which this process reads its own sequences."""
+    config, seq_len = job.config, job.config.data.seq_len
+    batches = np.zeros((job.call_steps, config.batch_size, seq_len + 1), np.int32)
+    sharding = mesh_lib.batch_sharding(job.mesh, steps_axis=True)
+    ours = mesh_lib.own_rows(sharding, batches.shape, axis=1)
+    at = (np.arange(done, done + n)[:, None] * config.batch_size + np.asarray(ours)).ravel().astype(np.uint64)
+    rows = data.sequences_at(job.corpus.train, seq_len=seq_len, seed=config.data.seed, at=at)
+    batches[:n, ours.start : ours.stop] = rows.reshape(n, len(ours), seq_len + 1)
+    return mesh_lib.put(batches, sharding)
 
 
 def _evaluations(eval_G: np.ndarray | None, shape: tuple[int, ...], chars_per_token: float) -> dict[str, np.ndarray]:
@@ -403,7 +428,7 @@ def evaluate(config: TrainConfig, mesh: Any, params_G: Any, heldout: np.ndarray)
         tokens[: len(rows)] = heldout[rows[:, None] + np.arange(seq_len + 1)]
         weights = np.zeros((batch_size, seq_len), np.float32)
         weights[: len(rows)] = 1.0
-        nll_G = eval_step(params_G, jax.device_put(tokens, sharding), jax.device_put(weights, sharding))
+        nll_G = eval_step(params_G, mesh_lib.put(tokens, sharding), mesh_lib.put(weights, sharding))
         with jax.transfer_guard("allow"):
-            total = total + np.asarray(nll_G, np.float64)
+            total = total + np.asarray(mesh_lib.readable(nll_G), np.float64)
     return total / (len(starts) * seq_len)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from functools import partial
+from collections import Counter
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -37,8 +39,11 @@ RULES = {
 def make_mesh(config: MeshConfig, *, n_trials: int, batch_size: int, devices: list[Any] | None = None) -> Mesh:
     """The mesh for n_trials trials with batch_size sequences at a time; `MeshConfig` says how -1 is resolved.
 
-    Raises InputError when the axes ask for more devices than there are, or don't divide what they shard.
+    Trials are the outer axis, so that one stays within a host where it can. Of several processes each has a part:
+    where there are too few trials and sequences for that, all of it is computed several times. Raises InputError when
+    the axes ask for more devices than there are, or don't divide what they shard.
     """
+    compiling = devices is not None  # for another machine
     devices = jax.devices() if devices is None else devices
     sizes = dataclasses.asdict(config)
     fixed = math.prod(size for size in sizes.values() if size != -1)
@@ -58,10 +63,62 @@ def make_mesh(config: MeshConfig, *, n_trials: int, batch_size: int, devices: li
             f"mesh.data {data} times mesh.fsdp {config.fsdp} times mesh.expert {config.expert} does not divide the "
             f"{batch_size} sequences of a step (batch_size, or compute.micro_batch); change them or the mesh"
         )
-    shape = tuple((sizes | {"trial": trial, "data": data})[axis] for axis in AXES)
-    # An axis of 8 of a 4x4x4 torus takes parts of two of its dimensions.
-    array = mesh_utils.create_device_mesh(shape, devices[: math.prod(shape)], allow_split_physical_axes=True)
+    used = math.prod((sizes | {"trial": trial, "data": data}).values())
+    hosts = [d.process_index for d in devices]
+    alone = compiling or set(hosts[:used]) == set(hosts)
+    copy = 1 if alone else len(devices) // used
+    if not alone and set(hosts[: used * copy]) != set(hosts):
+        raise InputError(
+            f"{n_trials} trials of {batch_size} sequences at a time are divided among {used} devices, which the "
+            f"{len(devices)} of {len(set(hosts))} processes are no multiple of; change batch_size or the mesh"
+        )
+    shape = tuple((sizes | {"copy": copy, "trial": trial, "data": data})[axis] for axis in AXES)
+    array = _arranged(shape, devices[: math.prod(shape)])
     return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _arranged(shape: tuple[int, ...], devices: list[Any]) -> np.ndarray:
+    """Devices in the order of AXES: a trial's within a host, where they fit into one."""
+    together = partial(mesh_utils.create_device_mesh, allow_split_physical_axes=True)  # 8 of a 4x4x4 torus, too
+    groups, each = shape[0] * shape[1], math.prod(shape[2:])
+    hosts = Counter(d.process_index for d in devices)
+    if groups == 1 or len(hosts) == 1 or any(n % each for n in hosts.values()):
+        return together(shape, devices)
+    in_hosts = sorted(devices, key=lambda d: (d.process_index, d.id))
+    parts = [together(shape[2:], in_hosts[i * each : (i + 1) * each]) for i in range(groups)]
+    return np.stack(parts).reshape(shape)
+
+
+def put(tree: Any, sharding: NamedSharding) -> Any:
+    """Host arrays, of which every process has at least its own parts right, on the devices."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def leaf(x: Any) -> jax.Array:
+        x = np.asarray(x)
+        parts = sharding.addressable_devices_indices_map(x.shape)
+        mine = [jax.device_put(x[index], device) for device, index in parts.items()]
+        return jax.make_array_from_single_device_arrays(x.shape, sharding, mine)
+
+    return jax.tree.map(leaf, tree)
+
+
+def readable(tree: Any) -> Any:
+    """What `jax.device_get` can read on every process: arrays of which this one lacks parts are gathered, by the
+    devices, in their own time."""
+    return jax.tree.map(lambda x: x if x.is_fully_addressable else _gathered(x.sharding.mesh)(x), tree)
+
+
+@lru_cache(maxsize=8)
+def _gathered(mesh: Mesh) -> Any:
+    return jax.jit(lambda x: x, out_shardings=replicated(mesh))
+
+
+def own_rows(sharding: NamedSharding, shape: tuple[int, ...], axis: int) -> range:
+    """The indices along `axis` that this process's devices have a part of."""
+    indices = sharding.addressable_devices_indices_map(shape).values()
+    parts = [index[axis].indices(shape[axis]) for index in indices if index is not None]
+    return range(min(first for first, _, _ in parts), max(end for _, end, _ in parts))
 
 
 def state_sharding(mesh: Mesh, model: ModelConfig, method: optim.Method) -> Any:

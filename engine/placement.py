@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-AXES = ("trial", "data", "fsdp", "expert", "sequence", "tensor")
+AXES = ("copy", "trial", "data", "fsdp", "expert", "sequence", "tensor")  # copy: all of it again on other devices
 BATCH = ("data", "fsdp", "expert")  # the axes that the sequences of a batch are divided over
 TOKENS = ("sequence", *BATCH)  # and those of `flat` tokens
 

@@ -46,9 +46,21 @@ def stack_hypers(trials: Sequence[TrainConfig]) -> Hyper:
 def init_state(mesh: Mesh, trials: Sequence[TrainConfig], hyper_G: Hyper) -> step.State:
     """Initial state, born sharded."""
     model, method = trials[0].model, optim.method(trials[0].optim)
-    seeds = jax.device_put(np.asarray([t.seed for t in trials], np.uint32), mesh_lib.trial_sharding(mesh))
-    stds = jax.device_put(np.asarray([t.init_std for t in trials], np.float32), mesh_lib.trial_sharding(mesh))
+    seeds = mesh_lib.put(np.asarray([t.seed for t in trials], np.uint32), mesh_lib.trial_sharding(mesh))
+    stds = mesh_lib.put(np.asarray([t.init_std for t in trials], np.float32), mesh_lib.trial_sharding(mesh))
     return _compiled_init(model, method, mesh)(seeds, stds, hyper_G)
+
+
+def state_shapes(mesh: Mesh, trials: Sequence[TrainConfig]) -> step.State:
+    """Shapes, dtypes and shardings of `init_state`."""
+    model, method = trials[0].model, optim.method(trials[0].optim)
+    seeds, stds = np.zeros(len(trials), np.uint32), np.ones(len(trials), np.float32)
+    shapes = jax.eval_shape(partial(step.init_state, model, method), seeds, stds, stack_hypers(trials))
+    return jax.tree.map(
+        lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
+        shapes,
+        mesh_lib.state_sharding(mesh, model, method),
+    )
 
 
 def placed(mesh: Mesh, trials: Sequence[TrainConfig], params: Sequence[model_lib.Params]) -> model_lib.Params:
@@ -65,8 +77,9 @@ def placed(mesh: Mesh, trials: Sequence[TrainConfig], params: Sequence[model_lib
         name: jax.tree.map(lambda *leaves, at=at: np.stack(leaves, at), *(one[name] for one in params))
         for name, at in axis.items()
     }
-    return jax.device_put(
-        jax.tree.map(partial(np.asarray, dtype=np.float32), stacked),
+    return jax.tree.map(
+        lambda x, sharding: mesh_lib.put(x.astype(np.float32), sharding),
+        stacked,
         mesh_lib.state_sharding(mesh, model, method).params,
     )
 

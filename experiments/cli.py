@@ -1,6 +1,7 @@
 """The `stepseer` command: finds the subcommand, runs it, and turns a user's mistake into one line and exit code 2.
 
-Exit codes: 0 done; 1 done, but some trials failed; 2 the user can fix it; 130 interrupted, 143 by SIGTERM.
+Exit codes: 0 done; 1 done, but some trials failed; 2 the user can fix it; 75 a process of several was lost, and
+the same command goes on; 130 interrupted, 143 by SIGTERM.
 Each subcommand is a module of `experiments.commands` with `parser() -> Parser` and `run(args) -> int`, imported only
 when called: `stepseer predict` must not pay for the trainer.
 """

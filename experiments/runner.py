@@ -24,9 +24,10 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from engine import memory
+from engine import memory, processes
 from engine.config import TrainConfig
 from engine.errors import InputError as EngineInputError
+from engine.stop import Stopped
 from experiments import plan as plan_lib
 from experiments.errors import InputError
 from experiments.plan import Chunk, Plan
@@ -130,23 +131,24 @@ def run(
     A chunk whose training raises becomes rows of status failed; the others go on. One that runs out of memory is
     trained in halves, and so are those of its cohort that follow. What is not a trial's own fault ends the run instead:
     InputError (bad config or data) and OSError (disk full). Rows so far are safe then too.
+    Of several processes (`engine.processes`) all call this, and process 0 alone reads and writes the folder.
     """
     one_by_one = backend is None
     backend = backend or in_turn(trainer or partial(train_chunk, logs=store.path / LOGS))
     watcher = watcher or Watcher()
     started = time.monotonic()
+    group = processes.current()
     counts = {"ok": 0, "diverged": 0, "stopped": 0, "failed": 0}
     if shard is not None:
         plan = dataclasses.replace(plan, chunks=tuple(plan_lib.shard(plan.chunks, *shard)))
         ours = {t.run_id for chunk in plan.chunks for t in chunk.trials}
         plan = dataclasses.replace(plan, trials=tuple(t for t in plan.trials if t.run_id in ours))
-    with store.lock(shard), _stop_on_signal(watcher) as stop:
-        if retry_failed:
+    with store.lock(shard) if group.lead else contextlib.nullcontext(), _stop_on_signal(watcher) as stop:
+        if retry_failed and group.lead:
             store.discard_failed(plan.run_ids)
-        rows = store.read(())
-        done = set(rows["run_id"]) if len(rows) else set()
-        left = plan_lib.pending(plan, done, store.fits())
-        if shard is None:
+        done = set(group.agree(_trained(store) if group.lead else None))
+        left = plan_lib.pending(plan, done, group.agree(store.fits() if group.lead else None))
+        if shard is None and group.lead:
             store.tidy({chunk.trunk for chunk in left if chunk.trunk})  # no other writes
         already = len(plan.trials) - sum(len(chunk.trials) for chunk in left)
         watcher.started(plan, left)
@@ -159,7 +161,8 @@ def run(
                 watcher.chunk_finished(chunk, trained)
                 for row in trained:
                     counts[row["status"]] += 1
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
+            stop.signum = getattr(interrupt, "signum", stop.signum)
             stop.set()
         interrupted = stop.is_set() and already + sum(counts.values()) < len(plan.trials)
     wall_s = time.monotonic() - started
@@ -182,6 +185,7 @@ def _safe(
     What did not fit into memory comes again, in halves. A trunk's checkpoints stay until its branches are done, which
     wait for it unless chunks are run one by one, in order.
     """
+    group = processes.current()
     while left:
         branches = Counter(chunk.trunk for chunk in left)  # left of each trunk
         trunks = {chunk.id for chunk in left if chunk.keep_at}
@@ -189,16 +193,24 @@ def _safe(
         with contextlib.closing(run_chunks(now)) as finished:
             for chunk, rows in finished:
                 if not rows:
-                    store.does_not_fit(chunk)
+                    if group.lead:
+                        store.does_not_fit(chunk)
                     watcher.out_of_memory(chunk)
                     continue
-                store.write_part(chunk.id, rows, keep_checkpoints=branches[chunk.id] > 0)
+                if group.lead:
+                    store.write_part(chunk.id, rows, keep_checkpoints=branches[chunk.id] > 0)
                 branches[chunk.trunk] -= 1
-                if chunk.trunk and not branches[chunk.trunk]:
+                if chunk.trunk and not branches[chunk.trunk] and group.lead:
                     store.drop_checkpoints(chunk.trunk)
                 done |= {row["run_id"] for row in rows}
                 yield chunk, rows
-        left = plan_lib.pending(plan, done, store.fits())
+        left = plan_lib.pending(plan, done, group.agree(store.fits() if group.lead else None))
+
+
+def _trained(store: Store) -> list[str]:
+    """Run ids that have rows."""
+    rows = store.read(())
+    return list(rows["run_id"]) if len(rows) else []
 
 
 def check_data(trials: Sequence[TrainConfig], watcher: Watcher) -> None:
@@ -223,14 +235,14 @@ def in_turn(trainer: Trainer) -> Backend:
         for chunk in left:
             if len(chunk.trials) >= too_many.get(chunk.cohort, sys.maxsize):
                 continue  # it comes again, in halves
-            raise_if(stop)
+            _raise_if_anybody(stop)
             watcher.chunk_started(chunk)
 
             def on_progress(progress: Progress, chunk: Chunk = chunk) -> None:
                 watcher.progress(chunk, progress)
                 raise_if(stop)
 
-            rows = rows_of(chunk, store.checkpoints(chunk.id), trainer, on_progress)
+            rows = _as_on_all(rows_of(chunk, store.checkpoints(chunk.id), trainer, on_progress))
             if not rows:
                 too_many[chunk.cohort] = len(chunk.trials)
             yield chunk, rows
@@ -262,6 +274,12 @@ def rows_of(chunk: Chunk, folder: Path, trainer: Trainer, on_progress: Callable[
     return rows
 
 
+def _as_on_all(rows: Sequence[Row]) -> Sequence[Row]:
+    """These rows, or those of another process on which the chunk failed or did not fit."""
+    bad = None if rows and all(row["status"] != "failed" for row in rows) else list(rows)
+    return next((one for one in processes.current().gather(bad) if one is not None), rows)
+
+
 def failed_row(config: TrainConfig, reason: str) -> dict[str, Any]:
     """The row of a trial that could not be trained."""
     import numpy as np
@@ -288,7 +306,14 @@ class Stop(threading.Event):
 def raise_if(stop: Stop) -> None:
     """Raises KeyboardInterrupt once `stop` is set."""
     if stop.is_set():
-        raise KeyboardInterrupt
+        raise Stopped(stop.signum)
+
+
+def _raise_if_anybody(stop: Stop) -> None:
+    """The same, on all processes, once it is set on one of them."""
+    signum = next((s for s in processes.current().gather(stop.signum if stop.is_set() else 0) if s), 0)
+    if signum:
+        raise Stopped(signum)
 
 
 @contextlib.contextmanager

@@ -31,11 +31,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from engine import processes
 from experiments.errors import InputError
 from experiments.plan import Chunk, Plan
 from laws.runs import METADATA_KEY, SCHEMA_VERSION
 
 FORMAT = 1  # of grid.json and the layout
+SHARED_WAIT_S = 60.0  # until what process 0 wrote is to be seen on all hosts: NFS remembers for long what was not there
 LOCK_WAIT_S = 1.0  # `status` holds the lock for an instant; a run waits that out
 
 Row = Mapping[str, Any]
@@ -207,8 +209,26 @@ class Store:
 def create(path: str | Path, plan: Plan) -> Store:
     """The results folder for `plan`: made, or gone on with when it holds the same grid.
 
-    Raises InputError when it cannot be written, is not empty and not ours, or holds another grid.
+    Of several processes process 0 makes it. Raises InputError when it cannot be written, is not empty and not ours,
+    holds another grid, or is not seen by all.
     """
+    group = processes.current()
+    made = _create(path, plan) if group.lead else None
+    group.gather("the results folder is there")
+    deadline = time.monotonic() + SHARED_WAIT_S
+    while made is None:
+        made = existing(path)
+        if made is None and time.monotonic() > deadline:
+            raise InputError(
+                f"{path} has nothing of what process 0 wrote there; name a folder for --out on a file system that all "
+                "hosts share"
+            )
+        if made is None:
+            time.sleep(0.2)
+    return made
+
+
+def _create(path: str | Path, plan: Plan) -> Store:
     found = existing(path)
     if found is not None:
         check_same(found, plan)

@@ -15,8 +15,13 @@ NO_TPU = {  # there is no TPU machine to ask, nor a chip that only one process m
 }
 
 
+def has_tpu() -> bool:
+    """True where a TPU is attached."""
+    return bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"))
+
+
 def say_so() -> None:
     """Sets these variables, but for those that are set, where libtpu is installed and there is no TPU."""
-    if importlib.util.find_spec("libtpu") and not (glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")):
+    if importlib.util.find_spec("libtpu") and not has_tpu():
         for name, value in NO_TPU.items():
             os.environ.setdefault(name, value)

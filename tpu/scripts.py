@@ -49,6 +49,7 @@ wait)
         --format='value(state.state)' | grep -qx ACTIVE; do sleep 30; done
   done ;;
 run)
+  pids=()
   for group in $groups; do
     gcloud compute tpus tpu-vm ssh "{name}-$group" "${{at[@]}}" --worker=all --command="$(cat <<REMOTE
 set -eu
@@ -57,8 +58,11 @@ mountpoint -q {job.mount} || sudo gcsfuse --implicit-dirs -o allow_other {bucket
 {_escaped(line, keep="$group")}
 REMOTE
 )" &
+    pids+=($!)
   done
-  wait ;;
+  code=0
+  for pid in "${{pids[@]}}"; do wait "$pid" || code=$?; done
+  exit "$code" ;;
 delete)
   for group in $groups; do
     gcloud compute tpus queued-resources delete "{name}-$group" "${{at[@]}}" --force --quiet
@@ -103,7 +107,8 @@ def slurm(job: Description) -> str:
 {checks}{exports}
 srun --kill-on-bad-exit=1 {_shell_argv(job, "$SLURM_ARRAY_TASK_ID")}
 code=$?
-if [ "$code" -eq 143 ]; then  # stopped by SIGTERM, saved: the time was up
+lost=$((code >= 75 && ${{SLURM_RESTART_COUNT:-0}} < {job.restarts}))  # a process, or a node
+if [ "$code" -eq 143 ] || [ "$lost" -eq 1 ]; then  # 143: stopped by SIGTERM, saved: the time was up
   scontrol requeue {this}
 fi
 exit "$code"

@@ -10,6 +10,8 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
 
+from engine import processes
+from engine.processes import Group
 from experiments import compile_cache, hopeless, progress, runner, show, store
 from experiments import forecast as forecast_lib
 from experiments import plan as plan_lib
@@ -17,6 +19,7 @@ from experiments.commands.sweep_plan import add_grid, describe, read_grid, savin
 from experiments.errors import InputError
 from experiments.options import Parser, one_of, share
 from experiments.plan import Plan
+from tpu import start
 
 if TYPE_CHECKING:
     from engine.pilot import Cost
@@ -62,15 +65,23 @@ def add_training(made: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.backend == "ray":  # whose workers train, each by itself
+        return _run(args, processes.current())
+    with start.group() as group:
+        return _run(args, group)
+
+
+def _run(args: argparse.Namespace, group: Group) -> int:
     shard = _shard(args.shard)
     backend = _backend(args)
     existing = store.existing(args.out)
+    group.gather("who looked before process 0 made it")
     plan = read_grid(args, existing=existing)
     within(args, plan)  # before anything is made
     if plan.repeats and not args.json:
         print(f"{show.plural(plan.repeats, 'trial')} left out: the same config as another")
     compile_cache.use()
-    with progress.watcher(quiet=args.json) as watcher, ExitStack() as stack:
+    with progress.watcher(quiet=args.json or not group.lead) as watcher, ExitStack() as stack:
         run_chunks: runner.Backend | None = None
         costs: dict[str, Cost] = {}
         ready: set[str] = set()
@@ -79,13 +90,13 @@ def run(args: argparse.Namespace) -> int:
             run_chunks = stack.enter_context(backend)
         else:
             runner.check_data(plan.trials, watcher)
-            alone = shard is None and existing is None  # then how the grid is cut is still open
+            alone = shard is None and existing is None and group.count == 1  # then how the grid is cut is still open
             costs, ready = _costs(plan, watcher, measure=alone and forecast_lib.pays(plan))
             if alone:
                 plan = with_sizes(plan, costs)
         folder = store.create(args.out, plan)
         trainer = trainer_of(args, plan, folder)
-        how_long = _forecast(plan, folder, costs, ready, shard)
+        how_long = _forecast(plan, folder, costs, ready, shard) if group.lead else None
         if how_long and not args.json:
             print(how_long, flush=True)
         summary = runner.run(

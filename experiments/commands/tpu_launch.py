@@ -37,10 +37,8 @@ def run(args: argparse.Namespace) -> int:
     made, left = launch.render(job)
     if args.out:
         _write(Path(args.out).expanduser(), made)
-    hosts = job.where.hosts
-    notes = [f"{job.topology} has {hosts} hosts, and one run can't span hosts yet: docs/tpu.md"] if hosts > 1 else []
     if args.json:
-        print(show.as_json({"files": made, "left_out": left, "out": args.out, "notes": notes}))
+        print(show.as_json({"files": made, "left_out": left, "out": args.out}))
         return 0
     console = show.console()
     for name, text in made.items():
@@ -51,8 +49,6 @@ def run(args: argparse.Namespace) -> int:
             print(Path(args.out) / name)
     for name, why in left.items():
         print(f"left out {name}: it needs {why}")
-    for note in notes:
-        print(f"note: {note}")
     return 0
 
 

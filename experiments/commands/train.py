@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine import config as config_lib
 from engine.checkpoint import Keep
+from engine.processes import Group
 from engine.trained import MODEL
 from experiments import compile_cache, progress, recipes, runner, show, store
 from experiments import plan as plan_lib
@@ -18,6 +19,7 @@ from experiments.errors import InputError
 from experiments.options import Parser, positive, settings, whole
 from experiments.plan import Chunk
 from experiments.store import Row
+from tpu import start
 
 if TYPE_CHECKING:
     from engine import Progress
@@ -62,11 +64,18 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> int:
+    with start.group() as group:
+        return _run(args, group)
+
+
+def _run(args: argparse.Namespace, group: Group) -> int:
     changes = settings(args.set)
     config = config_lib.replace(recipes.load_one(args.recipe), changes)
     plan = plan_lib.make_plan(args.recipe, [config])
     trunk = _trunk(args.branch_from)
     how = _how(args) | {"branch_from": trunk}
+    if not args.out and group.count > 1:
+        raise InputError(f"{group.count} processes need --out DIR, a folder on a file system that they all share")
     if args.out:
         store.existing(args.out)  # refuses a folder of something else before anything is built
     if trunk is not None and not (args.out and (Path(args.out) / MODEL).is_dir()):
@@ -75,19 +84,21 @@ def run(args: argparse.Namespace) -> int:
         branch.check(trunk, plan.trials)
     compile_cache.use()
     with tempfile.TemporaryDirectory() as scratch:
-        with progress.watcher(quiet=args.json) as watcher:
+        with progress.watcher(quiet=args.json or not group.lead) as watcher:
             runner.check_data(plan.trials, watcher)
             folder = store.create(args.out or scratch, plan)
             summary = runner.run(plan, folder, trainer=_keeping(folder.path, how), watcher=watcher)
         if summary.interrupted:
             what_now = "run the same command again to go on" if args.out else "with --out it could go on"
             return interrupted(what_now, summary.signum)
+        if not group.lead:
+            return group.agree(None)
         row: dict[str, Any] = {str(name): value for name, value in folder.read().iloc[0].items()}
     if args.json:
         print(show.as_json(row))
     else:
         _print(row, args.out, summary)
-    return 1 if row["status"] == "failed" else 0
+    return group.agree(1 if row["status"] == "failed" else 0)
 
 
 def _trunk(folder: str | None) -> Path | None:

@@ -4,8 +4,11 @@ import json
 
 import pytest
 
+from engine import MeshConfig
+from engine import mesh as mesh_lib
 from engine.errors import InputError
 from experiments.cli import main
+from tpu import compile as compile_lib
 from tpu import topologies
 
 
@@ -59,3 +62,14 @@ def test_the_command_gives_every_figure_with_its_source(capsys):
     assert chips["v5e"]["slices"][-1] == {"name": "v5e-256", "shape": "16x16", "chips": 256, "hosts": 64}
     assert main(["tpu", "topologies"]) == 0
     assert "16x16" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name, trials, each, hosts", [("v5e-16", 4, 4, 1), ("tpu7x-16", 8, 2, 1), ("v5e-16", 2, 8, 2)])
+def test_a_trial_stays_within_a_host_where_it_fits_into_one(name, trials, each, hosts):
+    pytest.importorskip("libtpu")
+    devices = compile_lib.devices(topologies.find(name))
+    config = MeshConfig(trial=trials, data=1, fsdp=each)
+    mesh = mesh_lib.make_mesh(config, n_trials=trials, batch_size=each, devices=devices)
+    assert len(set(mesh.devices.flat)) == trials * each == len(devices)
+    for group in mesh.devices.reshape(trials, each):
+        assert len({device.process_index for device in group}) == hosts
