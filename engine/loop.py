@@ -113,6 +113,7 @@ def train_population(
     with ExitStack() as stack:
         asked = stack.enter_context(stop.on_sigterm(folder))
         store = stack.enter_context(checkpoint.Checkpoints(folder, keep)) if folder is not None else None
+        stack.enter_context(processes.suspecting())
         group.at("the first state")
         roster = cull.Roster(job.trials)
         state, elapsed, job = _start(job, store, history, roster, branch_from, start)
@@ -133,7 +134,6 @@ def train_population(
                 store.save(checkpoint.Saved(history.steps, roster.everyone(state), history.so_far(), meta))
 
         tracing = stack.enter_context(Profile(profile, logs))
-        stack.enter_context(processes.suspecting())
         around = _Around(
             save, save_every_s, keep.every_steps, keep.at, eval_every, log, tracing, asked, on_progress, judge
         )

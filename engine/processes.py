@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from engine import memory
 from engine.errors import require
 
 log = logging.getLogger("stepseer.engine")
@@ -150,11 +151,12 @@ class Group:
             return [value]
         self._gathered += 1
         folder = f"stepseer/gathered/{self._gathered}"
-        self._client.key_value_set(f"{folder}/{self.index}", json.dumps(value))
+        self._client.key_value_set(f"{folder}/{self.index}", json.dumps([value, self._mine.count]))
         found = [json.loads(self._wait_for(f"{folder}/{p}")) for p in range(self.count)]
         if self.lead:  # whoever has come here has read those before
             self._client.key_value_delete(f"stepseer/gathered/{self._gathered - 1}")
-        return found
+        self._mine.count = max(count for _, count in found)  # one that failed had left places out
+        return [value for value, _ in found]
 
     def _wait_for(self, key: str) -> str:
         """As long as it takes: the watch ends the process when whom it waits for is lost."""
@@ -321,15 +323,18 @@ def together() -> Iterator[None]:
 
 @contextlib.contextmanager
 def suspecting() -> Iterator[None]:
-    """Finds out whether what fails within is another process."""
+    """Finds out whether what fails within is another process; devices or their messages that fail end all, too."""
     import jax
 
     group = current()
     try:
         yield
-    except jax.errors.JaxRuntimeError:
-        if group.count > 1:
+    except jax.errors.JaxRuntimeError as error:
+        if group.count > 1 and not memory.ran_out(error):
             group.suspect()
+            line = f"training failed: {' '.join(str(error).split()):.300}; {GO_ON}"
+            group.leave(EXIT_CODE, line)
+            end_now(EXIT_CODE, line)
         raise
 
 
