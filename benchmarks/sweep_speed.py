@@ -4,7 +4,7 @@
 
 forecast: for each of three grids, with an empty cache, `sweep plan --measure` foretells and `sweep run` is timed, once
 as its rows and once as the whole command.
-loop: a grid of 16 trials as one sweep, as 16 commands `stepseer train` (four are timed), and as 16 calls of
+loop: a grid of 16 trials as one sweep, as 16 commands `stepseer train` (two are timed), and as 16 calls of
 `engine.train` in one process.
 """
 
@@ -23,7 +23,7 @@ from engine.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from experiments.grid import axis, ladder, prod, trials, zip_
 
 RATES = ladder(1e-3, 8e-3, 2)
-COMMANDS = 4  # of the loop, that are timed
+COMMANDS = 2  # of the loop, that are timed
 
 
 def _base(seq_len: int, **changes: Any) -> TrainConfig:
