@@ -2,7 +2,7 @@
 
     python -m benchmarks.sweep_scale [FOLDER]      # kept there; by default a temporary one
 
-The grid is 40 shapes by 10 batches by 10 budgets by 25 learning rates; its rows, 4,000 parts, are made up. Each command
+The grid is 40 shapes by 10 batches by 10 budgets by 25 learning rates; its rows, 8,000 parts, are made up. Each command
 runs in a process of its own, as a user runs it: start and imports are counted.
 """
 
