@@ -27,7 +27,7 @@ def made_up(n: int, width: int, seed: int) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[5000, 10_000, 20_000, 40_000, 70_000])
-    parser.add_argument("--widths", type=int, nargs="+", default=[64, 256])
+    parser.add_argument("--widths", type=int, nargs="+", default=[256, 768])
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
@@ -35,10 +35,12 @@ def main() -> None:
         seconds = []
         for n in args.sizes:
             new, originals = made_up(n, width, 1), made_up(n, width, 2)
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.process_time()
             order, _ = k_center(new, originals)
             seconds.append(time.perf_counter() - start)
-            print(f"{n} samples, {n} originals, {width} wide: {len(order)} in order, {seconds[-1]:.1f} s", flush=True)
+            cpu = time.process_time() - cpu
+            print(f"{n} samples, {n} originals, {width} wide: {len(order)} in order, {seconds[-1]:.1f} s, "
+                  f"{cpu:.1f} s of CPU", flush=True)  # fmt: skip
         axes.loglog(args.sizes, seconds, "o-", label=f"{width} wide")
     axes.axhline(60, color="0.6", linewidth=1)
     axes.set(xlabel="samples, all put in order (and as many originals)", ylabel="seconds", title="k-center greedy")
