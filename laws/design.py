@@ -40,6 +40,7 @@ __all__ = [
     "expected_regret",
     "first",
     "fit",
+    "greedy",
     "make_space",
     "published",
     "scales_of",
@@ -161,20 +162,43 @@ def choose(
     offered = np.flatnonzero(cost <= flops)
     if len(offered) > MOST:
         parts = np.array_split(offered, -(-len(offered) // MOST))
-        alone = np.concatenate([_gain(*_whitened(belief, root, table.iloc[part]), T) for part in parts])
+        alone = np.concatenate([gain_of(*_whitened(belief, root, table.iloc[part]), T) for part in parts])
         best = np.argsort(-alone / np.maximum(cost[offered], slot), kind="stable")[:MOST]
         offered = np.sort(offered[best])
     table, cost = table.iloc[offered], cost[offered]
     Z, noise = _whitened(belief, root, table)
     program = pd.factorize(pd.MultiIndex.from_frame(table[[*_keys(table), "batch_tokens"]].fillna(-1.0)))[0]
+    chosen, gains, _ = greedy(Z, noise, T, cost, batch=batch, flops=flops, slot=slot, program=program, cohort=cohort)
+    return offered[chosen], gains
+
+
+def greedy(
+    Z: np.ndarray,
+    noise: np.ndarray,
+    T: np.ndarray,
+    cost: np.ndarray,
+    *,
+    batch: int,
+    flops: float = np.inf,
+    slot: float = 0.0,
+    program: np.ndarray | None = None,
+    cohort: int = 1,
+    least: float = 0.0,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(rows of Z in the order chosen, the decrease of the sum of T^2 that each adds, T after them).
+
+    Of unknowns with covariance I, Z [candidate, p] is what candidates measure, with variance `noise`, T [p, target]
+    what is asked. least: the share of the sum of T^2 below which a gain counts for nothing. The rest: see `choose`.
+    """
+    Z, T = Z.copy(), T.copy()
     chosen: list[int] = []
     gains: list[float] = []
     together = np.ones(len(cost), bool)
     while len(chosen) < batch:
-        gain = _gain(Z, noise, T)
-        worth = np.where(cost <= flops, gain / np.maximum(cost, slot), 0.0)
+        gain = gain_of(Z, noise, T)
+        worth = np.where((cost <= flops) & (gain > least * np.sum(T**2)), gain / np.maximum(cost, slot), 0.0)
         worth[chosen] = 0.0
-        if cohort > 1 and (len(chosen) % cohort == 0 or not np.any(worth[together] > 0)):
+        if cohort > 1 and program is not None and (len(chosen) % cohort == 0 or not np.any(worth[together] > 0)):
             together = program == _best_group(worth, program, cohort)
         i = int(np.argmax(np.where(together, worth, 0.0)))
         if not worth[i] > 0:
@@ -187,7 +211,7 @@ def choose(
         c = (1 - np.sqrt(noise[i] / (noise[i] + z @ z))) / (z @ z)
         Z -= c * np.outer(Z @ z, z)
         T -= c * np.outer(z, z @ T)
-    return offered[np.array(chosen, int)], np.array(gains)
+    return np.array(chosen, int), np.array(gains), T
 
 
 def _whitened(belief: Belief, root: np.ndarray, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -202,7 +226,7 @@ def _whitened(belief: Belief, root: np.ndarray, table: pd.DataFrame) -> tuple[np
     return Z, np.where(above < MAX_EXCESS, noise, np.inf)
 
 
-def _gain(Z: np.ndarray, noise: np.ndarray, T: np.ndarray) -> np.ndarray:
+def gain_of(Z: np.ndarray, noise: np.ndarray, T: np.ndarray) -> np.ndarray:
     """What each candidate alone takes from the expected regret, [row]."""
     return np.sum((Z @ T) ** 2, axis=1) / (noise + np.sum(Z**2, axis=1))
 

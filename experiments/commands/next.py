@@ -1,4 +1,5 @@
-"""`stepseer next`: which trials to run next, to know the best settings at a target scale for the least FLOPs."""
+"""`stepseer next`: which trials to run next, to know the best settings or the loss at a target scale for the least
+FLOPs."""
 
 from __future__ import annotations
 
@@ -11,30 +12,33 @@ import numpy as np
 import pandas as pd
 
 import laws
-from experiments import show
+from experiments import compile_cache, show
 from experiments.errors import InputError
 from experiments.options import Parser, one_of, positive, positives, whole
 from experiments.outputs import output
-from laws import design
+from laws import design, design_loss
 from laws.runs import require
 
 COLUMNS = ("params", "tokens", "lr", "batch_tokens")
-LAWS = ("steplaw",)
+LAWS = ("steplaw", *design_loss.LAWS)
+LAWS_WORDS = "steplaw (default): the best settings; nested, chinchilla, farseer: the loss"
+OF_SETTINGS = ("target_params_active", "params_active", "lr", "batch_tokens", "prior")  # options of steplaw alone
 
 
 def parser() -> Parser:
     made = Parser(
         "next",
         "The trials that most reduce, for their FLOPs, what not knowing the best learning rate and batch size costs at "
-        "a target scale.",
+        "a target scale; or, with a law of the loss, the uncertainty of the loss there.",
         examples="  stepseer next runs.csv --target-params 7B --target-tokens 140B --flops 1e20 --out next.csv\n"
         "  stepseer next runs.csv --target-params 1B,7B --target-tokens 20B,140B --params 60M,120M,250M "
         "--tokens 2B,5B\n"
         "  stepseer next --target-params 1B --target-tokens 20B --params 60M,120M --tokens 1B,2B --lr 2e-4,2e-2 "
-        "--batch-tokens 32k,2M   the first batch, before any run",
+        "--batch-tokens 32k,2M   the first batch, before any run\n"
+        "  stepseer next runs.csv --law nested --target-params 7B --target-tokens 140B --flops 1e21",
     )
     made.add_argument("runs", metavar="RUNS", nargs="?", help="the rows so far, as `fit` takes them; none: begin")
-    made.add_argument("--law", metavar="LAW", default="steplaw", help="what is to be learnt: steplaw (default)")
+    made.add_argument("--law", metavar="LAW", default="steplaw", help=f"what is to be learnt: {LAWS_WORDS}")
     made.add_argument("--target-params", metavar="N", required=True, help="size that you care about; several: commas")
     made.add_argument("--target-tokens", metavar="D", required=True, help="its training tokens; as many, or one")
     made.add_argument("--target-params-active", metavar="N", help="mixture of experts: parameters a token sees there")
@@ -63,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
     batch, cohort, seed = (whole(getattr(args, name), f"--{name}") for name in ("batch", "cohort", "seed"))
     flops = math.inf if args.flops is None else positive(args.flops, "--flops")
     targets = read_scales(args.target_params, args.target_tokens, args.target_params_active, "--target-", paired=True)
+    if args.law != "steplaw":
+        return _of_the_loss(args, targets, batch, flops, seed, out)
     runs = _runs(args) if args.runs else pd.DataFrame({c: pd.Series(dtype=float) for c in (*COLUMNS, args.target)})
     offered = _candidates(args, runs)
     space = design.make_space(runs, offered, targets)
@@ -89,17 +95,90 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _of_the_loss(
+    args: argparse.Namespace, targets: pd.DataFrame, batch: int, flops: float, seed: int, out: Path | None
+) -> int:
+    """The trials that say most of the loss at the targets, by a law of the loss."""
+    given = [f"--{name.replace('_', '-')}" for name in OF_SETTINGS if getattr(args, name) is not None]
+    given += ["--cohort"] if args.cohort != "1" else []
+    if given:
+        raise InputError(f"{args.law} knows no settings, only params and tokens; leave out {', '.join(given)}")
+    if args.runs is None:
+        raise InputError(
+            f"{args.law} needs RUNS to begin from: train the cheapest sizes and budgets of your grid first "
+            "(--law steplaw begins with none)"
+        )
+    runs = require(laws.load_runs(args.runs, recipe=args.recipe), (args.target,), args.law)
+    _one_recipe(args, runs, ["params", "tokens"])
+    offered = _scales(args, runs)
+    compile_cache.use()
+    posterior = design_loss.fit(args.law, runs, target=args.target, seed=seed)
+    slot = 0.0 if math.isinf(flops) else flops / batch
+    chosen, gains, now, after = design_loss.choose(posterior, offered, targets, batch=batch, flops=flops, slot=slot)
+    trials = offered.iloc[chosen].reset_index(drop=True).assign(gain=gains)
+    if out is not None:
+        trials.to_csv(out, index=False)
+    guess = posterior.predict(params=targets["params"].to_numpy(), tokens=targets["tokens"].to_numpy()).mean_loss.median
+    targets = targets.assign(mean_loss=guess, sd_now=now, sd_after=after)
+    if args.json:
+        about = {"law": args.law, "candidates": len(offered), "flops": float(trials["flops"].sum())}
+        print(show.as_json(about | {"targets": targets.to_dict("records"), "trials": trials.to_dict("records")}))
+    else:
+        _print_loss(trials, targets, len(offered), out)
+    return 0
+
+
+def _scales(args: argparse.Namespace, runs: pd.DataFrame) -> pd.DataFrame:
+    """Every (params, tokens) that may be run, with its FLOPs."""
+    grid = {"--params": args.params, "--tokens": args.tokens}
+    if args.candidates is not None:
+        given = [option for option, text in grid.items() if text is not None]
+        if given:
+            raise InputError(f"--candidates says what may be run; leave out {', '.join(given)}")
+        return _read(args.candidates, COLUMNS[:2])
+    params, tokens = (None if text is None else positives(text, option) for option, text in grid.items())
+    offered = design_loss.candidates(runs, params, tokens)
+    if offered.empty:
+        raise InputError("every candidate has been run; add --params and --tokens")
+    return offered
+
+
+def _print_loss(trials: pd.DataFrame, targets: pd.DataFrame, offered: int, out: Path | None) -> None:
+    total = float(np.sum(targets["sd_now"] ** 2))
+    rows = [
+        [show.count(t.params), show.count(t.tokens), show.flops(t.flops), f"{t.gain / total:.1%}"]
+        for t in trials.itertuples()
+    ]
+    title = f"{show.plural(len(rows), 'trial')} of {offered:,} candidates, {show.flops(trials['flops'].sum())} FLOPs"
+    if rows:
+        show.console().print(show.table(title, ["N", "tokens", "FLOPs", "variance less by"], rows))
+    else:
+        print(f"none of {offered:,} candidates says anything of the loss there; allow larger scales")
+    for t in targets.itertuples():
+        where = f"{show.count(t.params)} on {show.count(t.tokens)}"
+        print(
+            f"mean loss at {where}: {t.mean_loss:.4g}, standard deviation {t.sd_now:.2%} now, "
+            f"{t.sd_after:.2%} with these trials"
+        )
+    if out is not None:
+        print(f"in {out}")
+
+
 def _runs(args: argparse.Namespace) -> pd.DataFrame:
     """The rows so far; diverged ones without a loss."""
     runs = require(laws.load_runs(args.runs, recipe=args.recipe), ("lr", "batch_tokens", args.target), args.law)
     runs = runs[runs["status"] != "failed"]
     runs = runs.assign(**{args.target: runs[args.target].where(runs["status"] == "ok")}).dropna(subset=list(COLUMNS))
-    keys = [c for c in ("params", "tokens", "params_active") if c in runs]
+    _one_recipe(args, runs, [c for c in ("params", "tokens", "params_active") if c in runs])
+    sparse = "params_active" in runs and (runs["params_active"].fillna(runs["params"]) < runs["params"]).any()
+    return runs[[*COLUMNS, args.target, *(["params_active"] if sparse else [])]].reset_index(drop=True)
+
+
+def _one_recipe(args: argparse.Namespace, runs: pd.DataFrame, keys: list[str]) -> None:
+    """Raises InputError where several recipes have runs at one scale."""
     if (runs.groupby(keys, dropna=False)["recipe"].nunique() > 1).any():
         known = ", ".join(sorted(set(runs["recipe"])))
         raise InputError(f"{args.runs} holds several recipes with runs at one scale; name one with --recipe: {known}")
-    sparse = "params_active" in runs and (runs["params_active"].fillna(runs["params"]) < runs["params"]).any()
-    return runs[[*COLUMNS, args.target, *(["params_active"] if sparse else [])]].reset_index(drop=True)
 
 
 def read_scales(params: str, tokens: str, active: str | None, prefix: str, *, paired: bool = False) -> pd.DataFrame:
@@ -159,21 +238,21 @@ def _range(text: str | None, option: str, tried: pd.Series, ratio: float) -> tup
     return values[0], values[1]
 
 
-def _read(file: str) -> pd.DataFrame:
+def _read(file: str, needed: tuple[str, ...] = COLUMNS) -> pd.DataFrame:
     """A CSV of candidates; flops are 6 N D where it has none."""
     path = Path(file).expanduser()
     if not path.is_file():
-        raise InputError(f"no file {file}; --candidates is a CSV of {', '.join(COLUMNS)}")
+        raise InputError(f"no file {file}; --candidates is a CSV of {', '.join(needed)}")
     try:
         table = pd.read_csv(path)
     except (ValueError, UnicodeDecodeError) as error:
         raise InputError(f"{file} is no CSV ({str(error).partition(chr(10))[0]:.80})") from None
-    missing = [c for c in COLUMNS if c not in table]
+    missing = [c for c in needed if c not in table]
     if missing:
-        raise InputError(f"{file} has no column {', '.join(missing)}; candidates need {', '.join(COLUMNS)}")
+        raise InputError(f"{file} has no column {', '.join(missing)}; candidates need {', '.join(needed)}")
     if table.empty:
         raise InputError(f"{file} has no rows; give at least one candidate")
-    kept = [c for c in (*COLUMNS, "params_active", "flops") if c in table]
+    kept = [c for c in (*needed, "params_active", "flops") if c in table]
     for column in kept:
         values = pd.to_numeric(table[column], errors="coerce")
         bad = ~(np.isfinite(values) & (values > 0))

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from experiments.cli import main
+from tests.laws.conftest import loss_grid
 from tests.laws.test_design import losses
 
 BEGIN = ["next", "--target-params", "1B", "--target-tokens", "20B", "--params", "60M,120M,240M", "--tokens", "1B,4B"]
@@ -55,12 +56,32 @@ def test_candidates_from_a_file(runs, tmp_path, capsys):
     assert answer["candidates"] == 3 and {t["params"] for t in answer["trials"]} == {1e9}
 
 
+def test_a_law_of_the_loss(tmp_path, capsys):
+    rows, file, out = loss_grid("chinchilla", 0.003, sizes=4, budgets=4), tmp_path / "cells.csv", tmp_path / "next.csv"
+    rows.to_csv(file, index=False)
+    words = ["next", str(file), *TARGET, "--law", "chinchilla", "--flops", "1e21", "--batch", "4"]
+    assert main([*words, "--out", str(out), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    trials = pd.read_csv(out)
+    assert 1 <= len(trials) <= 4 and trials["flops"].sum() == pytest.approx(answer["flops"]) and answer["flops"] <= 1e21
+    assert trials[["params", "tokens"]].merge(rows).empty  # nothing twice
+    target = answer["targets"][0]
+    less = sum(t["gain"] for t in answer["trials"])
+    assert target["sd_now"] ** 2 - target["sd_after"] ** 2 == pytest.approx(less)
+    assert target["mean_loss"] == pytest.approx(1.7 + 400 * 7e9**-0.34 + 1800 * 140e9**-0.36, rel=0.05)
+    assert main(words) == 0
+    assert "mean loss at 7B on 140B" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["next", *TARGET], "before any run, say what may be run: --params"),
         (["next", "{runs}", "--target-params", "7B"], "--target-tokens"),
-        (["next", "{runs}", *TARGET, "--law", "farseer"], "--law is 'farseer'"),
+        (["next", "{runs}", *TARGET, "--law", "kaplan"], "--law is 'kaplan'"),
+        (["next", "{runs}", *TARGET, "--law", "nested"], "nested needs at least 8 (params, tokens) cells"),
+        (["next", *TARGET, "--law", "nested"], "nested needs RUNS to begin from"),
+        (["next", "{runs}", *TARGET, "--law", "nested", "--lr", "1e-3,1e-2"], "leave out --lr"),
         (["next", "{runs}", *TARGET, "--flops", "1e3"], "no candidate costs at most 1e+03 FLOPs"),
         (["next", "{runs}", *TARGET, "--params", "1B"], "--params and --tokens go together"),
         (["next", "{runs}", *TARGET, "--lr", "1e-2,1e-3"], "give the lowest and the highest"),
