@@ -19,7 +19,6 @@ from typing import Any
 
 from engine.architecture import DERIVED, REMAT_NAMES, ModelConfig, floats
 from engine.errors import InputError, require
-from engine.optim import OPTIMIZERS, PARAMETRIZATIONS, SCHEDULES
 
 # Dotted names of the numbers that may differ between the trials of one program.
 HYPERS = (
@@ -43,6 +42,9 @@ HYPERS = (
     "seed",
 )
 
+OPTIMIZERS = ("adamw", "muon", "lion", "adafactor")
+SCHEDULES = ("cosine", "wsd", "linear", "constant")
+PARAMETRIZATIONS = ("standard", "mup")
 ATTENTION = ("auto", "xla", "blocks", "cudnn", "splash", "sequence")
 
 # Younger than published run tables: left out of a run id where they have their defaults, so that ids last.

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from engine import mup
+from engine.config import OPTIMIZERS
 
 if TYPE_CHECKING:
     from engine.config import OptimConfig
@@ -153,9 +154,7 @@ def _adafactor(hyper: Hyper) -> optax.GradientTransformation:
 
 
 _DIRECTIONS = {"adamw": _adam, "muon": _muon, "lion": _lion, "adafactor": _adafactor}
-OPTIMIZERS = tuple(_DIRECTIONS)
-SCHEDULES = ("cosine", "wsd", "linear", "constant")
-PARAMETRIZATIONS = ("standard", "mup")
+assert tuple(_DIRECTIONS) == OPTIMIZERS
 
 
 def _each_matrix(transform: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
+from operator import attrgetter
 from typing import Any
 
 import pandas as pd
@@ -24,14 +25,13 @@ IN_ROWS = {  # fields that are columns of the run table, by other names
 
 def fields(configs: Sequence[TrainConfig], *, known: Collection[str] = ()) -> list[str]:
     """Dotted fields in which they differ, but for `known` ones."""
-    groups = {name for name in config_lib.field_names() if "." in name}
+    shared: dict[str, list[Any]] = {"": list(configs)}  # group -> its values, which many configs of a grid share
     found = []
     for name in config_lib.field_names():
         group, _, leaf = name.rpartition(".")
-        parts: Iterable[Any] = configs
-        if name in groups:  # which many configs of a grid share
-            parts = {id(part): part for part in (getattr(config, group) for config in configs)}.values()
-        parts = list(parts)
+        if group not in shared:
+            shared[group] = list({id(part): part for part in map(attrgetter(group), configs)}.values())
+        parts = shared[group]
         if name in known or len({getattr(part, leaf) for part in parts}) < 2:
             continue
         others = COME_WITH.get(leaf, ()) if group == "model" else ()

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from engine import branch
 from engine import config as config_lib
 from engine.config import TrainConfig
 
@@ -58,6 +57,8 @@ def _family(chunks: Sequence[Chunk]) -> list[Chunk]:
 
 
 def _constant_steps(chunk: Chunk) -> int:
+    from engine import branch  # brings jax, for which a grid without trunks does not wait
+
     return min(branch.constant_steps(trial) for trial in chunk.trials)
 
 
