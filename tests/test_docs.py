@@ -131,7 +131,7 @@ def test_the_next_trials_are_named_as_the_page_says(tmp_path, monkeypatch, capsy
     """Its commands, with losses that are made up instead of training."""
     monkeypatch.chdir(tmp_path)
     (python,) = blocks("next.md")
-    begin, again, small = re.findall(r"```sh\n(.*?)\n```", (DOCS / "next.md").read_text(), re.S)
+    begin, again, loss, small = re.findall(r"```sh\n(.*?)\n```", (DOCS / "next.md").read_text(), re.S)
 
     def train(file: str) -> None:
         rows = pd.read_csv("batch.csv").drop(columns="gain")
@@ -146,6 +146,10 @@ def test_the_next_trials_are_named_as_the_page_says(tmp_path, monkeypatch, capsy
     exec(compile(python, "docs/next.md", "exec"), reader)
     assert len(reader["trials"]) == 16 and reader["trials"]["flops"].sum() <= 1e20
     assert 3e-4 < reader["lr"] < 3e-2 and 2e4 < reader["batch_tokens"] < 3e6
+
+    made_up(1.8, 2e7, 3e8, 0.3).to_csv("runs.csv", index=False)
+    assert main(shlex.split(loss)[1:]) == 0
+    assert "mean loss at 7B on 140B" in capsys.readouterr().out and len(pd.read_csv("cells.csv")) >= 1
 
     def refuse(*_: object, **__: object) -> None:
         raise laws.FitError("too few")
