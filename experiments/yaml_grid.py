@@ -9,7 +9,7 @@
       - {model.d_model: 64, optim.lr: 8e-3}
 
 A grid is a mapping: `prod`, `zip` or `chain` of a list of grids, or fields with their values (several: every
-combination). `without` leaves out the entries that agree with one of its own.
+combination). `without` leaves out the entries that agree with one of its own, each of which must leave out some.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from experiments import grid as grid_lib
 from experiments.errors import InputError
 from experiments.grid import Grid
+from experiments.options import nearest
 
 if TYPE_CHECKING:
     from engine.config import TrainConfig
@@ -50,6 +51,8 @@ def load(name: str) -> list[TrainConfig]:
     if not (isinstance(base, dict) and isinstance(without, list) and all(isinstance(w, dict) for w in without)):
         raise InputError(f"grid {name!r}: base must be a mapping of fields, without a list of such; mend it")
     entries = _grid(content["grid"], name)
+    for part in without:
+        _check(part, entries, name)
     left_out = [_strings(w) for w in without]
     kept = grid_lib.where(lambda entry: not any(_agrees(_strings(entry), w) for w in left_out), entries)
     return grid_lib.trials(config_lib.replace(TrainConfig(recipe=path.stem), base), kept)
@@ -82,6 +85,30 @@ def _values(field: Any, given: Any, name: str) -> list[Any]:
             ) from None
         return grid_lib.ladder(low, high, ratio)
     return given if isinstance(given, list) else [given]
+
+
+def _check(part: dict[str, Any], entries: Grid, name: str) -> None:
+    """Raises InputError unless an entry of `without` is of fields that there are, and leaves something out."""
+    from engine import config as config_lib
+
+    known = config_lib.field_names()
+    for field in map(str, part):
+        if field not in known:
+            raise InputError(f"grid {name!r}: without {part}: no field {field!r}{nearest(field, known)}; mend it")
+    asked, given = _strings(part), [_strings(entry) for entry in entries]
+    if asked and any(_agrees(entry, asked) for entry in given):
+        return
+    why = "name the fields that trials are left out by" if not asked else "its values are not together in one"
+    for field, value in asked.items():
+        if not any(field in entry for entry in entries):
+            why = f"the grid does not vary {field}"
+        elif not any(entry.get(field) == value for entry in given):
+            there = dict.fromkeys(str(entry[field]) for entry in entries if field in entry)
+            why = f"{field} is {', '.join(there)}" if len(there) <= 12 else f"no {field} is {value}"
+        else:
+            continue
+        break
+    raise InputError(f"grid {name!r}: without {part} matches no trial ({why}); mend it")
 
 
 def _strings(entry: dict[str, Any]) -> dict[str, Any]:

@@ -49,6 +49,11 @@ def test_same_as_in_python(tmp_path):
         ("base: {seed: 1}", "must have the keys"),
         ("base: [1]\ngrid: {seed: 1}", "base must be a mapping"),
         ("grid: {seed: [1", "is not YAML"),
+        ("grid: {seed: [1, 2]}\nwithout: [{optim.wieght_decay: 0.1}]", "did you mean optim.weight_decay"),
+        ("grid: {seed: [1, 2]}\nwithout: [{seed: 3}]", "{'seed': 3} matches no trial \\(seed is 1, 2\\)"),
+        ("grid: {seed: [1, 2]}\nwithout: [{optim.lr: 1e-3}]", "the grid does not vary optim.lr"),
+        ("grid: {zip: [{seed: [1, 2]}, {optim.lr: [1, 2]}]}\nwithout: [{seed: 1, optim.lr: 2}]", "not together"),
+        ("grid: {seed: [1, 2]}\nwithout: [{}]", "matches no trial"),
     ],
 )
 def test_mistakes_are_named(tmp_path, text, words):
