@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,24 @@ from laws import design
 from laws.design import Belief
 
 FILE = "design.json"
+
+
+@dataclass(frozen=True)
+class Design:
+    """What DIR/design.json holds."""
+
+    batches: tuple[tuple[str, ...], ...]  # run ids
+    flops: float | None  # that may be spent; None in files of older versions, like the next two
+    left_flops: float = 0.0  # of the last batch
+    finished: bool = False  # nothing more to train within the budget
+
+    @property
+    def left(self) -> tuple[str, ...]:
+        """The batch that is to be trained now."""
+        return () if self.finished or not self.batches else self.batches[-1]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"flops": self.flops, "batches": len(self.batches), "finished": self.finished}
 
 
 @dataclass(frozen=True)
@@ -65,12 +84,19 @@ def offer(trials: Sequence[TrainConfig]) -> pd.DataFrame:
 def states(goal: Goal, trials: Sequence[TrainConfig], folder: Store) -> Iterator[State]:
     """Every time that it is asked on, the rows of the batch before must be there; the last has no batch."""
     table = offer(trials)
-    chosen = _read(folder)
+    before = read_design(folder)
+    chosen = [list(batch) for batch in before.batches] if before else []
     while True:
         state = _state(goal, table, folder, chosen)
         if state.batch and (not chosen or list(state.batch) != chosen[-1]):
             chosen.append(list(state.batch))
-            write_atomic(folder.path / FILE, lambda file: file.write(json.dumps({"batches": chosen}).encode()))
+        noted = {
+            "batches": chosen,
+            "flops": goal.flops,
+            "left_flops": float(table["flops"].loc[list(state.batch)].sum()),
+            "finished": not state.batch,
+        }
+        write_atomic(folder.path / FILE, lambda file, noted=noted: file.write(json.dumps(noted).encode()))
         yield state
         if not state.batch:
             return
@@ -109,12 +135,14 @@ def _outcome(rows: pd.DataFrame, target: str) -> Mapping[str, np.ndarray]:
     return {target: np.where(ok, rows[target].to_numpy(float), np.nan), "status": rows["status"].to_numpy()}
 
 
-def _read(folder: Store) -> list[list[str]]:
+def read_design(folder: Store) -> Design | None:
+    """None where there is none. Raises InputError for a damaged file."""
     file = folder.path / FILE
     if not file.exists():
-        return []
+        return None
     try:
-        batches = json.loads(file.read_bytes())["batches"]
-        return [[str(run_id) for run_id in batch] for batch in batches]
+        found = json.loads(file.read_bytes())
+        batches = tuple(tuple(str(run_id) for run_id in batch) for batch in found["batches"])
+        return Design(batches, found.get("flops"), found.get("left_flops", 0.0), found.get("finished", False))
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file} is damaged ({error}); delete it: the next batch is then chosen anew") from None

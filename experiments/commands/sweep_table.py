@@ -84,8 +84,9 @@ def pivot(rows: pd.DataFrame, by: str) -> pd.DataFrame:
 
 def _print_pivot(table: pd.DataFrame) -> None:
     cells = [[show.value(at), *map(show.loss, losses)] for at, losses in zip(table.index, table.to_numpy())]
-    header = [str(table.index.name), *map(show.value, table.columns)]
-    title = f"least loss by {table.index.name} (down) and {table.columns.name} (across)"
+    down, across = (str(name).rpartition(".")[2] for name in (table.index.name, table.columns.name))
+    header = [down, *map(show.value, table.columns)]
+    title = f"least loss by {down} (down) and {across} (across)"
     show.console().print(show.table(title, header, cells, left=0))
 
 
@@ -120,6 +121,7 @@ def _print(rows: pd.DataFrame, differing: Sequence[str], *, everything: bool) ->
     rows = rows.sort_values(["params", "tokens", "loss"], ignore_index=True)
     best = rows.groupby(["params", "tokens"])["loss"].transform("min") == rows["loss"]
     shown = rows if everything else rows[:MOST]
+    digits = next(n for n in range(8, 65) if rows["run_id"].str[:n].nunique() == len(rows))  # enough to tell them apart
     cells = [
         [
             show.count(row["params"]),
@@ -131,11 +133,12 @@ def _print(rows: pd.DataFrame, differing: Sequence[str], *, everything: bool) ->
             show.loss(row["eval_loss"]),
             show.bits(row["bpc"]),
             row["status"] if row["status"] == "ok" else f"{row['status']}: {row['reason']:.60}",
+            row["run_id"][:digits],
         ]
         for row, is_best in zip(shown.to_dict("records"), best)
     ]
     header = ["N", "tokens", "lr", "batch"]
-    header += [name.rpartition(".")[2] for name in differing] + ["loss ", "held-out", "bits/char", "status"]
+    header += [name.rpartition(".")[2] for name in differing] + ["loss ", "held-out", "bits/char", "status", "id"]
     console = show.console()
     console.print(show.table(show.plural(len(rows), "row"), header, cells, left=0))
     more = f"; {len(rows) - len(shown)} more rows with --all" if len(shown) < len(rows) else ""

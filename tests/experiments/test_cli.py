@@ -83,6 +83,9 @@ def test_plan_status_and_table_afterwards(grid, swept, capsys):
     assert len({row["run_id"] for row in rows}) == 4 and all(row["recipe"] == "mine" for row in rows)
     shown = say(capsys, "sweep", "table", "--out", swept)
     assert shown.count("*") == 3 and "1.0e-2" in shown  # one best a budget, and the legend
+    lines = [line.split() for line in shown.splitlines()]
+    assert next(words for words in lines if "held-out" in words)[-1:] == ["id"]
+    assert {row["run_id"][:8] for row in rows} <= {words[-1] for words in lines if words}
 
 
 def test_running_again_trains_nothing(grid, swept, capsys):

@@ -54,7 +54,7 @@ def test_they_are_columns(swept, capsys):
 def test_pivot(swept, capsys):
     words = ["sweep", "table", "--out", str(swept / "out"), "--pivot"]
     lines = say(capsys, *words, "weight_decay,qk_norm").splitlines()
-    assert lines[0] == "least loss by optim.weight_decay (down) and model.qk_norm (across)"
+    assert lines[0] == "least loss by weight_decay (down) and qk_norm (across)"
     assert [line.split() for line in lines if "000" in line] == [
         ["0", "2.0000", "3.0000"], ["0.1", "2.1000", "3.1000"], ["0.3", "2.3000", "3.3000"],
     ]  # fmt: skip

@@ -1,6 +1,8 @@
 """How long a grid takes and in what sizes it is cut, from what pilots find."""
 
 import math
+import os
+import time
 
 import jax
 import pytest
@@ -137,6 +139,17 @@ def test_a_real_pilot_and_what_status_says_of_its_forecast(tmp_path, monkeypatch
     rows = store.load(out).read()
     assert status["measured_s_of_done"] == pytest.approx(rows["wall_s"].sum())
     assert "was thought to take" in say(capsys, "sweep", "status", "--out", out)
+
+
+def test_status_before_anything_has_finished_has_the_forecast(tmp_path, capsys):
+    plan = fakes.plan()
+    folder = store.create(tmp_path / "out", plan)
+    assert "unknown until a chunk has finished" in say(capsys, "sweep", "status", "--out", folder.path)
+    folder.write_forecast(dict.fromkeys(plan.run_ids, 10.0))
+    assert "time left: about 4 min 00 s (forecast)" in say(capsys, "sweep", "status", "--out", folder.path)
+    with folder.lock():  # it runs, since 60 s
+        os.utime(folder.path / ".lock", (time.time() - 60,) * 2)
+        assert say_json(capsys, "sweep", "status", "--out", folder.path)["seconds_left"] == pytest.approx(180, abs=5)
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,25 @@ def new(path):
     return store.create(path, make_plan("g", trials(), max_trials=4))
 
 
-def test_a_killed_run_chooses_the_same(tmp_path):
+def test_status_in_the_midst_of_a_batch(tmp_path, capsys):
+    folder = new(tmp_path / "out")
+    state = next(iter(guided.states(goal(), trials(), folder)))
+    train(folder, state.batch[:5])
+    assert cli.main(["sweep", "status", "--out", str(folder.path), "--json"]) == 0
+    status = json.loads(capsys.readouterr().out)
+    left = sum(trial_flops(t) for t in trials() if t.run_id in state.batch[5:])
+    assert status["design"] == {
+        "flops": goal().flops, "batches": 1, "finished": False, "trained": 5, "flops_done": status["flops_done"],
+    }  # fmt: skip
+    assert status["seconds_left"] == pytest.approx(5 * left / status["flops_done"])  # a second each
+    assert cli.main(["sweep", "status", "--out", str(folder.path)]) == 0
+    assert "5 trained" in (said := capsys.readouterr().out) and "batch 1: 7 left to train" in said
+    train(folder, [t.run_id for t in trials() if t.run_id not in state.batch[:5]])  # sweep run, of the whole grid
+    assert cli.main(["sweep", "status", "--out", str(folder.path)]) == 0
+    assert f"{len(trials())} of {len(trials())} trials" in capsys.readouterr().out
+
+
+def test_a_killed_run_chooses_the_same(tmp_path, capsys):
     whole = new(tmp_path / "whole")
     states = []
     for state in guided.states(goal(), trials(), whole):
@@ -82,6 +100,12 @@ def test_a_killed_run_chooses_the_same(tmp_path):
         train(cut, left[:5])
     pd.testing.assert_frame_equal(fakes.without_clock(cut.read()), fakes.without_clock(whole.read()), check_exact=True)
     assert json.loads((cut.path / guided.FILE).read_text())["batches"] == batches
+
+    assert cli.main(["sweep", "status", "--out", str(whole.path)]) == 0
+    said = capsys.readouterr().out
+    assert (
+        f"{len(whole.read(['loss']))} trained" in said and "FLOPs spent; finished" in said and "time left" not in said
+    )
 
     found = states[-1].belief.optimum(TARGETS)[0]
     sd = states[-1].belief.optimum_sd(TARGETS)[0]
