@@ -33,6 +33,7 @@ log = logging.getLogger("stepseer.engine")
 
 EXIT_CODE = 75  # EX_TEMPFAIL: a process of the run was lost; the same command goes on
 BEAT_S = 1.0
+STAY_S = 10.0  # that process 0, which ends, waits for the others to hear why: they can't once it is gone
 REMEMBERED = 1000  # agreements that stay readable for processes that are behind
 GO_ON = "the same command, on all hosts, goes on from the last checkpoint"
 
@@ -125,6 +126,7 @@ class Group:
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._over = False
+        self._told = False  # the own end has reached process 0
         self._limits = Limits.of_environment()
 
     @property
@@ -198,12 +200,15 @@ class Group:
         self._over = True
         self._mine.end = (code, line)
         self._wake.set()
-        deadline = time.monotonic() + (10 if self.lead else 2) * BEAT_S
-        while time.monotonic() < deadline:  # process 0 is where the others hear it
-            gone = [one.end is not None or one.silent_s > 3 * BEAT_S for one in self._others.values()]
-            if self.lead and gone and all(gone):
+        deadline = time.monotonic() + STAY_S
+        while time.monotonic() < deadline and self._thread is not None and self._thread.is_alive():
+            if self._others_gone() if self.lead else self._told:
                 break
             time.sleep(0.1)
+
+    def _others_gone(self) -> bool:
+        """Whether no other process beats any more. JAX aborts those that are left when process 0 goes."""
+        return bool(self._others) and all(one.silent_s > 3 * BEAT_S for one in self._others.values())
 
     # --- the watch ---------------------------------------------------------------------------------------------------
 
@@ -247,13 +252,24 @@ class Group:
             last = now
             verdict = judge({self.index: self._mine, **self._others}, self.index, self._limits)
             if verdict.end and not self._over:
-                end_now(verdict.code, verdict.end)
+                self._end(verdict, now)
             if self.index == min({self.index, *self._others} - set(verdict.slow), default=0):
                 for p in verdict.slow.keys() - named:
                     log.warning("%s", verdict.slow[p])
                 for p in named - verdict.slow.keys():
                     log.warning("%s goes on", _name(p, self._others.get(p, self._mine)))
             named = set(verdict.slow)
+
+    def _end(self, verdict: Verdict, last: float) -> None:
+        """Ends this process; process 0 after the others, which read and judge for themselves."""
+        deadline = last + STAY_S
+        while self.lead and not self._others_gone() and time.monotonic() < deadline:
+            time.sleep(BEAT_S)
+            now = time.monotonic()
+            with contextlib.suppress(Exception):  # it ends anyway
+                self._exchange(now - last)
+            last = now
+        end_now(verdict.code, verdict.end)
 
     def _exchange(self, passed_s: float) -> None:
         """Own beat out, the others' in."""
@@ -264,6 +280,7 @@ class Group:
             one.still_s += passed_s
         beat = [mine.host, mine.beat, mine.count, mine.place, mine.wish, mine.end]
         self._client.key_value_set(f"stepseer/beat/{self.index}", json.dumps(beat), True)
+        self._told = beat[-1] is not None
         for key, text in self._client.key_value_dir_get("stepseer/beat/"):
             p = int(key.rpartition("/")[2])
             if p != self.index:

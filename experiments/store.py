@@ -209,10 +209,11 @@ class Store:
 def create(path: str | Path, plan: Plan) -> Store:
     """The results folder for `plan`: made, or gone on with when it holds the same grid.
 
-    Of several processes process 0 makes it. Raises InputError when it cannot be written, is not empty and not ours,
-    holds another grid, or is not seen by all.
+    Of several processes process 0 makes it, once all have the same plan. Raises InputError when they have not, or it
+    cannot be written, is not empty and not ours, holds another grid, or is not seen by all.
     """
     group = processes.current()
+    processes.same({"trials": plan.run_ids})
     made = _create(path, plan) if group.lead else None
     group.gather("the results folder is there")
     deadline = time.monotonic() + SHARED_WAIT_S

@@ -1,5 +1,7 @@
 """What the processes of these tests train."""
 
+import os
+
 from engine import DataConfig, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from engine import config as config_lib
 
@@ -18,6 +20,22 @@ def model() -> TrainConfig:
         tokens=8 * 16 * STEPS,
         eval_sequences=8,
     )
+
+
+def of_each_its_own() -> TrainConfig:
+    """Process 2 has another trial than the others."""
+    return _of_three({"seed": int(os.environ["JAX_PROCESS_ID"] == "2")})
+
+
+def missing_on_one() -> TrainConfig:
+    """Process 1 lacks a file."""
+    if os.environ["JAX_PROCESS_ID"] == "1":
+        raise FileNotFoundError("no such corpus")
+    return _of_three({})
+
+
+def _of_three(changes: dict[str, object]) -> TrainConfig:
+    return config_lib.replace(model(), {"mesh.fsdp": 1, "batch_size": 6, "tokens": 6 * 16 * STEPS, **changes})
 
 
 def grid() -> list[TrainConfig]:

@@ -134,6 +134,20 @@ def test_a_sweep_ends_with_the_table_of_one_process(tmp_path, cache):
         np.testing.assert_allclose(two[name], one[name], rtol=1e-5)
 
 
+def test_a_mistake_on_one_ends_all_with_its_reason_and_leaves_no_folder(tmp_path, cache):
+    argv = ["-m", "experiments", "train", "--out", str(tmp_path / "out")]
+    recipe_of = "tests/multiprocess/recipe.py:{}".format
+    with (
+        group([*argv, recipe_of("of_each_its_own")], 3, tmp_path / "differ", devices=1, cache=cache) as differing,
+        group([*argv, recipe_of("missing_on_one")], 3, tmp_path / "lack", devices=1, cache=cache) as lacking,
+    ):
+        for started, why in ((differing, "process 2 has other trials than process 0"), (lacking, "no such corpus")):
+            assert started.wait(60) == [2, 2, 2], started.everything()
+            for p in range(3):
+                assert why in started.said(p) and "stack trace" not in started.said(p), started.everything()
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_keeps_a_run_from_starting_is_said(tmp_path, cache):
     """A process that finds nobody at the address, and a process 0 that waits for another in vain."""
     environment = {"JAX_NUM_PROCESSES": "2", "STEPSEER_START_S": "4"}
