@@ -70,9 +70,11 @@ def positives(text: str, option: str) -> list[float]:
     return [positive(part, option) for part in text.split(",")]
 
 
-def share(text: str, option: str) -> float:
+def share(text: str, option: str, example: str) -> float:
     """'0.1%' or '0.001' as a number above 0."""
     number = text.removesuffix("%")
+    if _NUMBER.fullmatch(number.strip()) is None:
+        raise InputError(f"{option} is {text!r}; write a share, such as {example}")
     return positive(number, option) / (100 if number != text else 1)
 
 

@@ -138,7 +138,8 @@ class Lines(_Share):
     def chunk_finished(self, chunk: Chunk, rows: Sequence[Row]) -> None:
         super().chunk_finished(chunk, rows)
         share = self.share()
-        left = f", about {show.seconds(self.left_s())} left" if share < 1 else ""
+        left_s = self.left_s()
+        left = f", about {show.seconds(left_s)} left" if share < 1 and math.isfinite(left_s) else ""
         print(f"{share:4.0%}  {label(chunk)}: {_outcome(rows)}{left}", flush=True)
 
     def out_of_memory(self, chunk: Chunk) -> None:

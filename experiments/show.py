@@ -91,6 +91,11 @@ def seconds(value: float) -> str:
     return f"{s // 86400} days {s % 86400 // 3600} h"
 
 
+def at_least(s: float) -> str:
+    """'at least 3 min 20 s', of a bound on a time."""
+    return f"at least {seconds(s)}" if s >= 0.5 else "less than a second at best"
+
+
 def span(values: Sequence[float], form: Any) -> str:
     """'1M' or '1M .. 4M': lowest to highest."""
     low, high = form(min(values)), form(max(values))

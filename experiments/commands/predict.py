@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     level = fraction(args.level, "--level")
     if (args.lr is None) != (args.batch_tokens is None):
         raise InputError("--lr and --batch-tokens go together: a setting is both")
-    within = None if args.within is None else share(args.within, "--within")
+    within = None if args.within is None else share(args.within, "--within", "0.1%")
     posterior = laws.load_posterior(args.posterior)
     if args.recipe is not None:
         posterior = posterior.of(args.recipe)

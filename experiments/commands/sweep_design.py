@@ -10,7 +10,7 @@ import numpy as np
 from experiments import compile_cache, guided, progress, runner, show, store
 from experiments.commands.next import LAWS, read_scales
 from experiments.commands.sweep_plan import add_grid, read_grid
-from experiments.commands.sweep_run import add_training, interrupted, trainer_of, within
+from experiments.commands.sweep_run import add_training, interrupted, none_ended, trainer_of, within
 from experiments.errors import InputError
 from experiments.options import Parser, one_of, positive, whole
 from experiments.plan import make_plan
@@ -59,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
     folder = store.create(args.out, grid)
     trainer = trainer_of(args, grid, folder)
     trials = {t.run_id: t for t in grid.trials}
+    summaries = []
     for state in guided.states(goal, grid.trials, folder):
         if not args.json:
             print(_where(state, goal), flush=True)
@@ -66,12 +67,15 @@ def run(args: argparse.Namespace) -> int:
             plan = make_plan(grid.name, [trials[i] for i in state.batch], max_trials=grid.max_trials, cut=grid.cut)
             with progress.watcher(quiet=args.json) as watcher:
                 summary = runner.run(plan, folder, trainer=trainer, watcher=watcher)
+            summaries.append(summary)
             if summary.interrupted:
                 return interrupted("run the same command again to go on", summary.signum)
     answer = _answer(state, goal, folder)
     if args.json:
         print(show.as_json(answer))
     else:
+        if args.stop_hopeless is not None:
+            none_ended(*summaries)
         _print(answer)
     return 0
 

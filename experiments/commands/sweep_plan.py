@@ -53,7 +53,11 @@ def parser() -> Parser:
 
 def add_grid(made: Parser) -> None:
     """The arguments that name a grid and how it is cut."""
-    made.add_argument("grid", metavar="GRID", help="path/to/file.py:function, or one of: " + ", ".join(recipes.names()))
+    made.add_argument(
+        "grid",
+        metavar="GRID",
+        help="path/to/file.py:function, a YAML file (.yaml), or one of: " + ", ".join(recipes.names()),
+    )
     made.add_argument(
         "--max-trials", metavar="N", help=f"trials of one program at most (default {plan_lib.MAX_TRIALS})"
     )
@@ -96,6 +100,8 @@ class _Found:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.measure and args.on is not None:
+        raise InputError(f"--measure is of the devices here, --on {args.on} of others; leave one of them out")
     existing = store.existing(args.out) if args.out else None
     plan = read_grid(args, existing=existing)
     walls: dict[str, float] = {}
@@ -249,7 +255,7 @@ def time_left(found: _Found) -> str:
         return "nothing left to run"
     if found.where is not None:
         total = sum(b.seconds for b in found.bounds.values())
-        return f"time left on {found.where.name}: at least {show.seconds(total)} ({bound_lib.ASSUMED})"
+        return f"time left on {found.where.name}: {show.at_least(total)} ({bound_lib.ASSUMED})"
     guess = plan_lib.estimate(plan, left, found.walls)
     if guess.seconds is not None:
         of = show.plural(guess.trials, "trial")

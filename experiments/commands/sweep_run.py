@@ -110,7 +110,15 @@ def _run(args: argparse.Namespace, group: Group) -> int:
         )
     if plan.trunks and not args.json:
         print(saving(plan))
+    if args.stop_hopeless is not None and not args.json:
+        none_ended(summary)
     return finish(summary, args.out, as_json=args.json, saved=hopeless.saved(folder))
+
+
+def none_ended(*summaries: runner.Summary) -> None:
+    """Says so where --stop-hopeless has ended no trial of those that were trained."""
+    if any(s.ok or s.diverged for s in summaries) and not any(s.stopped for s in summaries):
+        print("no trial was ended as hopeless")
 
 
 def trainer_of(args: argparse.Namespace, plan: Plan, folder: store.Store) -> runner.Trainer:
@@ -129,11 +137,14 @@ def within(args: argparse.Namespace, plan: Plan) -> float | None:
         return None
     if plan.trunks:
         raise InputError("--stop-hopeless ends trials that others branch from; leave out one of it and --trunks")
-    found = share(text, "--stop-hopeless")
-    if not hopeless.LEAST <= found < 1:
+    found = share(text, "--stop-hopeless", f"{hopeless.LEAST:.0%}")
+    if found >= 1:
+        meant = f" ({text} is {found:.0%}; did you mean {text}%?)" if found < 100 and "%" not in text else ""
+        raise InputError(f"--stop-hopeless is {text!r}; give {hopeless.LEAST:.0%} or more, and less than 100%{meant}")
+    if found < hopeless.LEAST:
         raise InputError(
             f"--stop-hopeless is {text!r}; laws learn from runs within {hopeless.LEAST:.0%} of the best, so give "
-            f"{hopeless.LEAST:.0%} or more"
+            f"{hopeless.LEAST:.0%} or more, and less than 100%"
         )
     return found
 

@@ -145,14 +145,14 @@ def _print_layouts(recipe: str, reports: list[Report]) -> None:
         [
             _layout(r),
             "yes" if r.fits else "no",
-            _gib(r.memory.total),
+            _size(r.memory.total),
             f"{r.roofline.step_s:.3g} s" if r.roofline else "-",
             r.roofline.bound if r.roofline else "-",
             show.percent(r.roofline.mfu(r.where, r.chips)) if r.roofline else "-",
         ]
         for r in reports
     ]
-    header = ["layout", "fits", "GiB a chip", "step, at least", "bound by", "MFU, at most"]
+    header = ["layout", "fits", "memory a chip", "step, at least", "bound by", "MFU, at most"]
     console.print(show.table(f"{recipe} on {reports[0].where.name}, fastest first", header, rows))
     best = reports[0]
     if best.fits:
@@ -174,12 +174,12 @@ def _print(recipe: str, report: Report) -> None:
     idle = f"; {where.chips - report.chips} chips idle" if report.chips < where.chips else ""
     console.print(f"layout: {_layout(report)}{idle}", soft_wrap=True)
     if report.fits:
-        console.print(f"fits: {_gib(memory.total)} of {_gib(where.chip.memory)} GiB a chip")
+        console.print(f"fits: {_size(memory.total)} of {_size(where.chip.memory)} a chip")
     else:
-        console.print(f"does not fit: {_gib(memory.total)} of {_gib(memory.limit or 0)} GiB a chip", style="bold")
+        console.print(f"does not fit: {_size(memory.total)} of {_size(memory.limit or 0)} a chip", style="bold")
         console.print(f"change: {report.advice}", soft_wrap=True)
     kinds = [(k, v) for k, v in dataclasses.asdict(memory).items() if k not in ("total", "limit")]
-    console.print(show.table("memory", ["", "GiB a chip"], [[k, _gib(v)] for k, v in kinds]))
+    console.print(show.table("memory", ["", "of a chip"], [[k, _size(v)] for k, v in kinds]))
     line = report.roofline
     if line is None:
         return
@@ -202,10 +202,11 @@ def _print(recipe: str, report: Report) -> None:
         f"FLOPs of a step: {show.flops(line.model_flops)}; MFU: at most {show.percent(line.mfu(where, report.chips))}"
     )
     whole_run = config.steps * line.step_s
-    console.print(f"whole run: at least {show.seconds(whole_run)} for {show.count(config.tokens)} tokens a trial")
+    console.print(f"whole run: {show.at_least(whole_run)} for {show.count(config.tokens)} tokens a trial")
     console.print("assumed: " + "; ".join(roofline.ASSUMPTIONS), soft_wrap=True)
     console.print(f"compiled in {report.compile_s:.0f} s")
 
 
-def _gib(value: float) -> str:
-    return f"{value / topologies.GIB:.2f}"
+def _size(value: float) -> str:
+    """'1.50 GiB', '3.2 MiB'."""
+    return f"{value / topologies.GIB:.2f} GiB" if value >= 0.1 * topologies.GIB else f"{value / 2**20:.1f} MiB"

@@ -37,7 +37,7 @@ def parser() -> Parser:
     made.add_argument(
         "recipe",
         metavar="RECIPE",
-        help="path/to/file.py:function that returns one TrainConfig, or one of: " + ", ".join(recipes.names()),
+        help="path/to/file.py:function that returns one TrainConfig, or one of: " + ", ".join(recipes.single()),
     )
     made.add_argument(
         "--set", metavar="FIELD=VALUE", action="append", default=[], help="change a config field; may be repeated"

@@ -29,10 +29,24 @@ def names() -> list[str]:
     return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
 
 
+def single() -> list[str]:
+    """Names of those that are one run, no grid (by what their `grid` says that it returns; read, not imported)."""
+    return [name for name in names() if any(map(_returns_one, ast.walk(_source(name))))]
+
+
+def _returns_one(node: ast.AST) -> bool:
+    if not (isinstance(node, ast.FunctionDef) and node.name == "grid" and node.returns is not None):
+        return False
+    return ast.unparse(node.returns) == "TrainConfig"
+
+
+def _source(name: str) -> ast.Module:
+    return ast.parse((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8"))
+
+
 def describe(name: str) -> str:
     """First line of a packaged recipe's docstring (read, not imported)."""
-    source = (Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8")
-    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+    return (ast.get_docstring(_source(name)) or "").partition("\n")[0]
 
 
 def load(name: str) -> list[TrainConfig]:

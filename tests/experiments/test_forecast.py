@@ -165,6 +165,8 @@ def test_the_least_time_on_devices_that_are_not_here(capsys):
     assert large["seconds_at_least"] > small["flops"] / (64 * 989.5e12)  # no faster than all chips at their peak
     assert 6 < small["seconds_at_least"] / large["seconds_at_least"] < 8.1
     assert all(cohort["bytes_per_device"] > 0 for cohort in small["cohorts"])
-    assert "at least" in say(capsys, "sweep", "plan", "tiny", "--on", "v5e-8")
+    assert "less than a second at best" in say(capsys, "sweep", "plan", "tiny", "--on", "v5e-8")
+    assert main(["sweep", "plan", "tiny", "--on", "v5e-8", "--measure"]) == 2
+    assert "leave one of them out" in capsys.readouterr().err
     assert main(["sweep", "plan", "tiny", "--on", "h1000-8"]) == 2
     assert "no topology 'h1000-8'" in capsys.readouterr().err

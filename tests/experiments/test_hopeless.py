@@ -9,7 +9,7 @@ from scipy import stats
 
 from engine import config as config_lib
 from engine import cull
-from experiments import cli, grid, hopeless
+from experiments import cli, grid, hopeless, runner
 from experiments.hopeless import SHARES, Curve
 from experiments.plan import Chunk
 
@@ -137,7 +137,25 @@ def test_a_sweep_ends_them_says_so_and_reproduces(sweep, tmp_path, capsys, monke
     assert len(laws.load_runs(out)) == 10  # a run table that laws read
 
 
-@pytest.mark.parametrize("text", ["1%", "0", "200%", "two"])
-def test_what_it_cannot_be(sweep, tmp_path, text, capsys):
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("1%", "give 2% or more, and less than 100%"),
+        ("0", "above 0"),
+        ("200%", "give 2% or more, and less than 100%"),
+        ("2", "2 is 200%; did you mean 2%?"),
+        ("two", "such as 2%"),
+    ],
+)
+def test_what_it_cannot_be(sweep, tmp_path, text, said, capsys):
     assert cli.main(["sweep", "run", sweep, "--out", str(tmp_path / "out"), "--stop-hopeless", text]) == 2
-    assert "--stop-hopeless" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    shown = capsys.readouterr().err
+    assert f"--stop-hopeless is '{text}'" in shown and said in shown
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_ends_none_says_so(sweep, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(runner, "train_chunk", lambda chunk, *_, **__: [fakes.row(t) for t in chunk.trials])
+    words = ["sweep", "run", sweep, "--out", str(tmp_path / "out"), "--stop-hopeless", "2%"]
+    assert cli.main(words) == 0 and "no trial was ended as hopeless\n" in capsys.readouterr().out
+    assert cli.main(words) == 0 and "no trial was ended" not in capsys.readouterr().out  # nothing was trained

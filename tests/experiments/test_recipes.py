@@ -29,6 +29,7 @@ def test_every_packaged_recipe_loads_and_describes_itself():
         assert configs and all(isinstance(c, TrainConfig) for c in configs), name
         assert all(c.recipe.startswith(name) for c in configs), name
         assert len(recipes.describe(name)) > 20, name
+        assert (len(configs) == 1) == (name in recipes.single()), name
 
 
 def test_tiny_is_twelve_distinct_trials():
