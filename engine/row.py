@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from engine import config as config_lib
-from engine import sizes
+from engine import processes, sizes
 from engine.config import TrainConfig
 
 
@@ -91,9 +91,14 @@ def device_name() -> str:
     return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
 
 
-@functools.cache
 def versions() -> str:
-    """Versions of what decides a run's numbers, JSON."""
+    """Versions of what decides a run's numbers, JSON. Of several processes also how many: sums depend on it."""
+    count = processes.current().count
+    return json.dumps(_versions() | ({"processes": str(count)} if count > 1 else {}))
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
     names = ("stepseer", "jax", "jaxlib", "flax", "optax", "numpy")
     found = {}
     for name in names:
@@ -101,4 +106,4 @@ def versions() -> str:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             found[name] = "unknown"
-    return json.dumps(found)
+    return found

@@ -31,6 +31,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from engine import config as config_lib
 from engine import processes
 from experiments.errors import InputError
 from experiments.plan import Chunk, Plan
@@ -259,10 +260,27 @@ def check_same(store: Store, plan: Plan) -> None:
     """Raises InputError when the folder holds another grid than `plan`."""
     new = set(plan.run_ids) - set(store.run_ids)
     if new or len(store.run_ids) != len(plan.run_ids):
+        if len(store.run_ids) == len(plan.run_ids) == 1:
+            raise InputError(
+                f"{store.path} holds another trial than this{_difference(store, plan)}; name another --out"
+            )
         raise InputError(
             f"{store.path} holds another grid ({store.grid}: {len(store.run_ids)} trials; {plan.name} has "
             f"{len(plan.run_ids)}, of which {len(new)} are not among them); name another --out"
         )
+
+
+def _difference(store: Store, plan: Plan) -> str:
+    """In which fields the plan's trial is not that of the folder, whose row says its config, if there is one."""
+    from experiments import differing
+
+    rows = store.read(("config",))
+    if not len(rows):
+        return ""
+    then, now = config_lib.from_dict(json.loads(rows["config"][0])), plan.trials[0]
+    names = differing.fields([then, now])
+    shown = [f"{n}: {config_lib.get(then, n)} there, {config_lib.get(now, n)} here" for n in names[:4]]
+    return f" ({'; '.join(shown)}{f'; and {len(names) - 4} more' if len(names) > 4 else ''})"
 
 
 def existing(path: str | Path) -> Store | None:

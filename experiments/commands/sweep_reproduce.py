@@ -46,16 +46,21 @@ def run(args: argparse.Namespace) -> int:
             raise KeyboardInterrupt
         (now,) = (row for row in again.read().to_dict("records") if row["run_id"] == then["run_id"])
     same = all(_same(then[name], now[name]) for name in COMPARED)
-    changed = [name for name in ("device", "versions") if then[name] != now[name]]
+    changed = _changes(then, now)
     if args.json:
         values = {when: {name: row[name] for name in COMPARED} for when, row in (("then", then), ("now", now))}
-        print(show.as_json({"run_id": then["run_id"], "same": same, "changed": changed, **values}))
+        print(show.as_json({"run_id": then["run_id"], "same": same, "changed": list(changed), **values}))
         return 0 if same else 1
     table = [[name, str(then[name]), str(now[name])] for name in COMPARED]
     show.console().print(show.table(f"trial {then['run_id']}", ["", "then", "now"], table))
     print("the same, bit for bit" if same else "not the same")
-    for name in changed:
-        print(f"note: {name} was {then[name]}, is {now[name]}")
+    for name, (was, is_) in changed.items():
+        print(f"note: {name} was {was}, is {is_}")
+    if not same and not changed:
+        print(
+            "note: versions and device are those of the row. Another processor, threads, or (in rows that do not say) "
+            "number of processes adds in another order, and GPUs need --deterministic flags; else the row was changed"
+        )
     return 0 if same else 1
 
 
@@ -66,6 +71,13 @@ def _config(row: dict[str, Any]) -> Any:
     if config.run_id != row["run_id"]:
         raise InputError(f"trial {row['run_id']}: its config is of {config.run_id}; the row was changed, or is foreign")
     return config
+
+
+def _changes(then: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """What decides the last bits, as it was and is where that differs: the device, versions, how many processes."""
+    was, is_ = ({"device": row["device"], "processes": "1", **json.loads(row["versions"])} for row in (then, now))
+    names = dict.fromkeys((*was, *is_))
+    return {n: (was.get(n, "none"), is_.get(n, "none")) for n in names if was.get(n) != is_.get(n)}
 
 
 def _same(then: Any, now: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from importlib import import_module
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from engine import config as config_lib
 from engine.errors import InputError as EngineInputError
@@ -33,12 +33,12 @@ def run(args: argparse.Namespace) -> int:
             "give --dry-run, to print the files, or --out DIR, to write them" + " (not both)" * args.dry_run
         )
     job = description.read(args.description)
-    check_command(job)
+    note = _where_its_file_is(job, check_command(job))
     made, left = launch.render(job)
     if args.out:
         _write(Path(args.out).expanduser(), made)
     if args.json:
-        print(show.as_json({"files": made, "left_out": left, "out": args.out}))
+        print(show.as_json({"files": made, "left_out": left, "out": args.out, "note": note}))
         return 0
     console = show.console()
     for name, text in made.items():
@@ -49,13 +49,16 @@ def run(args: argparse.Namespace) -> int:
             print(Path(args.out) / name)
     for name, why in left.items():
         print(f"left out {name}: it needs {why}")
+    if note:
+        print(f"note: {note}")
     return 0
 
 
-def check_command(job: Description) -> None:
-    """Raises InputError where this stepseer does not take the job's command, or has no such recipe or field.
+def check_command(job: Description) -> str:
+    """The recipe or grid that the job's command names.
 
-    A recipe in a file is the container's: it is not looked at.
+    Raises InputError where this stepseer does not take the command, or has no such recipe or field. A recipe in a file
+    is the container's: it is not looked at.
     """
     words = job.argv("0")[1:]
     length = 2 if words[0] == "sweep" else 1
@@ -64,13 +67,24 @@ def check_command(job: Description) -> None:
         args = module.parser().parse(words[length:])
         name = args.recipe if words[0] == "train" else args.grid
         if ".py" in name or "/" in name:
-            return
+            return name
         if words[0] == "train":
             config_lib.replace(recipes.load_one(name), settings(args.set))
         else:
             recipes.load(name)
     except (InputError, EngineInputError) as error:
         raise InputError(f"the job's command, stepseer {' '.join(words)}: {error}") from None
+    return name
+
+
+def _where_its_file_is(job: Description, name: str) -> str:
+    """A line on the file of that recipe or grid, which the container file does not copy; empty where there is none, or
+    it is on the volume."""
+    file = name.partition(".py:")[0] + ".py" if ".py:" in name else name
+    if not file.endswith((".py", ".yaml", ".yml")) or PurePosixPath(file).is_relative_to(job.mount):
+        return ""
+    there = f"{job.mount}/{PurePosixPath(name).name}"
+    return f"Dockerfile does not copy {file}; copy it to the volume and name it {there} in the command"
 
 
 def _write(out: Path, made: dict[str, str]) -> None:

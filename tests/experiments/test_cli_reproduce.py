@@ -30,8 +30,18 @@ def test_a_changed_row_is_told(folder, tmp_path, capsys):
     forged = store.create(tmp_path / "out", plan)
     rows = folder.together(plan.run_ids[0])
     forged.write_part(plan.chunks[0].id, [{**row, "loss": row["loss"] + 1e-7} for row in rows])
-    assert main(["sweep", "reproduce", rows[0]["run_id"], "--out", str(forged.path)]) == 1
-    assert "not the same" in capsys.readouterr().out
+    again = ["sweep", "reproduce", rows[0]["run_id"], "--out", str(forged.path)]
+    assert main(again) == 1
+    said = capsys.readouterr().out
+    assert "not the same" in said and "versions and device are those of the row" in said
+    versions = json.dumps(json.loads(rows[0]["versions"]) | {"jax": "0.1", "processes": "2"})
+    others = {"device": "2 x abacus", "versions": versions}
+    forged.write_part(plan.chunks[0].id, [{**row, **others, "loss": row["loss"] + 1e-7} for row in rows])
+    assert main(again) == 1
+    said = capsys.readouterr().out
+    for note in ("device was 2 x abacus, is ", "jax was 0.1, is ", "processes was 2, is 1"):
+        assert f"note: {note}" in said
+    assert said.count("note: ") == 3
 
 
 def test_mistakes(folder, tmp_path, capsys):

@@ -14,6 +14,7 @@ import laws
 from engine.config import replace
 from experiments import store
 from experiments.errors import InputError
+from experiments.plan import make_plan
 
 from . import fakes
 
@@ -162,6 +163,14 @@ def test_going_on_needs_the_same_grid(tmp_path, plan):
     said = refusal(store.create, tmp_path, fakes.plan(n_lr=5))
     assert str(tmp_path) in said and "24 trials" in said and "another --out" in said
     assert files(tmp_path) == before
+
+
+def test_of_one_trial_it_is_said_in_what_another_differs(tmp_path, plan):
+    one, other = (make_plan("one", [replace(plan.trials[0], {"seed": seed})]) for seed in (4, 5))
+    folder = store.create(tmp_path, one)
+    assert "holds another trial than this; name another --out" in refusal(store.create, tmp_path, other)
+    folder.write_part("a", [fakes.row(one.trials[0])])
+    assert "another trial than this (seed: 4 there, 5 here); name" in refusal(store.create, tmp_path, other)
 
 
 def test_a_folder_that_is_not_ours_is_left_alone(tmp_path, plan):

@@ -338,6 +338,18 @@ def test_the_command_is_checked_as_the_real_one(tmp_path, capsys, old, new, said
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name, named", [("mine.py:one", "mine.py"), ("/home/me/g.yaml", "/home/me/g.yaml")])
+def test_a_file_that_no_pod_has_is_told(tmp_path, capsys, name, named):
+    (tmp_path / "job.toml").write_text(SWEEP.replace("sweep run tiny", f"sweep run {name}"))
+    assert main(["tpu", "launch", str(tmp_path / "job.toml"), "--dry-run"]) == 0
+    there = f"/results/{name.rpartition('/')[2]}"
+    said = f"note: Dockerfile does not copy {named}; copy it to the volume and name it {there} in the command"
+    assert said in capsys.readouterr().out
+    (tmp_path / "job.toml").write_text(SWEEP.replace("sweep run tiny", f"sweep run {there}"))
+    assert main(["tpu", "launch", str(tmp_path / "job.toml"), "--dry-run"]) == 0
+    assert "does not copy" not in capsys.readouterr().out
+
+
 def test_files_are_written_or_printed(tmp_path, capsys):
     (tmp_path / "job.toml").write_text(TRAIN)
     assert main(["tpu", "launch", str(tmp_path / "job.toml"), "--out", str(tmp_path / "out")]) == 0
