@@ -72,7 +72,8 @@ def test_status_in_the_midst_of_a_batch(tmp_path, capsys):
     }  # fmt: skip
     assert status["seconds_left"] == pytest.approx(5 * left / status["flops_done"])  # a second each
     assert cli.main(["sweep", "status", "--out", str(folder.path)]) == 0
-    assert "5 trained" in (said := capsys.readouterr().out) and "batch 1: 7 left to train" in said
+    said = " ".join(capsys.readouterr().out.split())  # however wide the terminal is
+    assert "5 trained" in said and "batch 1: 7 left to train" in said
     train(folder, [t.run_id for t in trials() if t.run_id not in state.batch[:5]])  # sweep run, of the whole grid
     assert cli.main(["sweep", "status", "--out", str(folder.path)]) == 0
     assert f"{len(trials())} of {len(trials())} trials" in capsys.readouterr().out
