@@ -10,6 +10,7 @@ from engine import InputError, cull, lanes, sizes
 from engine import config as config_lib
 from engine.cull import Judge, Roster
 from tests.engine.conftest import tiny  # noqa: F401 - a fixture
+from tests.engine.test_checkpoint import Stop, stop_at
 
 HYPERS = [{"optim.lr": 1e-3 * 2**k} for k in range(6)] + [{"optim.lr": 1e30}]
 NAMED = {6: (5, 0), 12: (5, 0, 1, 4)}
@@ -19,18 +20,6 @@ JUDGE = Judge((6, 12), lambda loss, live: {g: f"told at {len(loss)}" for g in NA
 @pytest.fixture(autouse=True)
 def worth_it(monkeypatch):
     monkeypatch.setattr(cull, "WORTH", 0.0)  # of models as small as these
-
-
-class Stop(Exception):
-    pass
-
-
-def stop_at(step):
-    def on_progress(progress):
-        if progress.step >= step:
-            raise Stop
-
-    return on_progress
 
 
 @pytest.mark.parametrize(
