@@ -1,5 +1,5 @@
-"""Measurements, each a script: `python -m benchmarks.NAME`. Published run tables are read from ../shared/data beside the
-repository, if present."""
+"""Measurements, each a script: `python -m benchmarks.NAME`. Published run tables are read from ../shared/data beside
+the repository, if present."""
 
 import os
 from pathlib import Path
