@@ -173,14 +173,16 @@ class Posterior:
         notes += steplaw_surface.doubts(surface, out, query)
         return Regret(out.reshape(len(out), *shape), notes)
 
-    def settings(self, *, params: float, tokens: float, within: float = 1e-3, **covariates: Any) -> Settings:
+    def settings(
+        self, *, params: float, tokens: float, within: float = 1e-3, n_draws: int | None = None, **covariates: Any
+    ) -> Settings:
         """steplaw: the (lr, batch_tokens) of least expected regret at one scale, and the settings whose expected regret
         is at most `within` (1e-3: 0.1% of the loss): see `laws.forms.steplaw_surface.Settings`.
 
         Raises InputError as `predict` does, and if no setting is within `within`."""
         from laws.forms import steplaw_surface
 
-        surface, _, shape = self._surface({"params": params, "tokens": tokens} | covariates, None)
+        surface, _, shape = self._surface({"params": params, "tokens": tokens} | covariates, n_draws)
         if shape != ():
             raise InputError(f"settings answers one scale at a time, got an array of shape {shape}")
         if not 0 < within < 1:

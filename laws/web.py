@@ -25,7 +25,6 @@ import numpy as np
 from laws.allocation import allocate
 from laws.errors import InputError
 from laws.forms import get as form_of
-from laws.forms import steplaw_surface
 from laws.posterior import Posterior, Quantity
 
 POINTS = 61  # of a curve
@@ -69,11 +68,10 @@ def curves(posterior: Posterior, query: Query, level: float) -> dict[str, Any]:
 def regions(posterior: Posterior, query: Query) -> list[dict[str, Any]]:
     """steplaw: the settings within each expected regret of WITHIN, as outlines [point, (lr, batch_tokens)]."""
     scale = {name: value for name, value in query.items() if name not in ("lr", "batch_tokens")}
-    surface, *_ = posterior._surface(scale, _few(posterior))
     found: list[dict[str, Any]] = []
     for within in WITHIN:
         try:
-            good = steplaw_surface.settings(surface, within)
+            good = posterior.settings(**scale, within=within, n_draws=_few(posterior))
         except InputError:  # no setting is that surely good
             continue
         found.append({"within": within, "best": good.best, "expected": good.expected, "outline": good.region})
