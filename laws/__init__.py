@@ -23,6 +23,7 @@ _HOMES = {
     "tokens_for": "laws.inverse",
     "compare": "laws.comparison",
     "check": "laws.checks",
+    "tuned": "laws.tuning",
     "from_arviz": "laws.exchange",
     "to_arviz": "laws.exchange",
 }
@@ -44,6 +45,7 @@ __all__ = [
     "params_for",
     "to_arviz",
     "tokens_for",
+    "tuned",
 ]
 
 

@@ -16,12 +16,12 @@ import pandas as pd
 from scipy.special import logsumexp, ndtri
 from scipy.stats import t as student
 
-from laws import forms, noise
+from laws import forms, noise, tuning
 from laws.errors import InputError
 from laws.forms import grid
 from laws.plots import count
 from laws.posterior import Posterior
-from laws.runs import counted, finished, load_runs, require
+from laws.runs import counted, finished, require
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 FAR = 4.0  # noise deviations from which a cell is named as an outlier
@@ -66,7 +66,8 @@ def check(posterior: Posterior, runs: Any, *, recipe: str | None = None, prior: 
     """
     used, cells, own = fitted_cells(posterior, runs, recipe)
     where, y = query(posterior, cells), np.log(cells[posterior.meta["target"]].to_numpy(float))
-    log_lik, residual = log_likelihood(posterior, where, y)
+    error = grid.relative_error(cells, posterior.meta["target"])
+    log_lik, residual = log_likelihood(posterior, where, y, error)
     far = np.log(mean_loss(posterior, beyond({c: x.max() for c, x in where.items()}, BEYOND)))
     weights, k = _left_out(log_lik) if own else (np.full(log_lik.shape, 1 / len(log_lik)), np.full(len(y), np.nan))
     below = student.cdf(residual, tails(posterior))
@@ -74,7 +75,7 @@ def check(posterior: Posterior, runs: Any, *, recipe: str | None = None, prior: 
     influence = (weights.T @ far - far.mean()) / far.std() if own else np.full(len(y), np.nan)
     table = cells[[*where]].assign(
         measured=np.exp(y),
-        predicted=np.exp(np.median(y - residual * spread(posterior, where), axis=0)),
+        predicted=np.exp(np.median(y - residual * spread(posterior, where, error), axis=0)),
         deviation=np.median(residual, axis=0),
         pit=pit,
         pareto_k=k,
@@ -116,7 +117,12 @@ def fitted_cells(posterior: Posterior, runs: Any, recipe: str | None = None) -> 
     form, target = forms.get(posterior.law), posterior.meta["target"]
     if "loss" not in form.QUANTITIES:
         raise InputError(f"{posterior.law} says nothing of the loss; check a law of it, such as chinchilla or farseer")
-    table = counted(load_runs(runs, recipe=recipe), posterior.meta.get("size", "params"))
+    by = posterior.meta.get("tuned_by")
+    try:
+        table = tuning.read(runs, target, recipe, by)
+    except InputError as error:
+        raise InputError(f"{error}; the fit's own losses were tuned by {by}" if by else str(error)) from None
+    table = counted(table, posterior.meta.get("size", "params"))
     table = require(table, ("params", "tokens", target, *form.COLUMNS), posterior.law)
     used = finished(table)
     used = used[np.isfinite(used[target].to_numpy(float))].reset_index(drop=True)
@@ -130,19 +136,26 @@ def fitted_cells(posterior: Posterior, runs: Any, recipe: str | None = None) -> 
     return used, cells, own
 
 
-def log_likelihood(posterior: Posterior, where: dict[str, np.ndarray], y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def log_likelihood(
+    posterior: Posterior, where: dict[str, np.ndarray], y: np.ndarray, error: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """(log density of ln loss y [cell] given each draw, residual in noise standard deviations), both [draw, cell].
 
-    where: column -> [cell]. The one place that knows how losses scatter about the mean loss: Student-t, independent
-    given a draw, with the fit's tails.
+    where: column -> [cell]. error: what is known of the error of y, [cell]. The one place that knows how losses scatter
+    about the mean loss: Student-t, independent given a draw, with the fit's tails.
     """
-    sd = spread(posterior, where)
+    sd = spread(posterior, where, error)
     residual = (y - np.log(mean_loss(posterior, where))) / sd
     return student.logpdf(residual, tails(posterior)) - np.log(sd), residual
 
 
-def spread(posterior: Posterior, where: dict[str, np.ndarray]) -> np.ndarray:
-    """Scale of the noise of a run of its own, of ln loss: [draw, cell or 1]."""
+def spread(posterior: Posterior, where: dict[str, np.ndarray], error: np.ndarray | None = None) -> np.ndarray:
+    """Scale of the noise of a run of its own, of ln loss, and of its known `error` [cell]: [draw, cell or 1]."""
+    sd = _own_spread(posterior, where)
+    return sd if error is None else np.hypot(sd, error)
+
+
+def _own_spread(posterior: Posterior, where: dict[str, np.ndarray]) -> np.ndarray:
     sd = posterior.draws["noise"][:, None]
     if "scatter" not in posterior.meta:
         return sd

@@ -25,12 +25,14 @@ def to_arviz(posterior: Posterior, runs: Any = None, *, recipe: str | None = Non
     groups: dict[str, Any] = {"posterior": dict(posterior.samples)}
     if runs is not None:
         from laws import checks
+        from laws.forms import grid
 
         _, cells, _ = checks.fitted_cells(posterior, runs, recipe)
         where = checks.query(posterior, cells)
         y = np.log(cells[posterior.meta["target"]].to_numpy(float))
-        log_lik, residual = checks.log_likelihood(posterior, where, y)
-        sd = checks.spread(posterior, where)
+        error = grid.relative_error(cells, posterior.meta["target"])
+        log_lik, residual = checks.log_likelihood(posterior, where, y, error)
+        sd = checks.spread(posterior, where, error)
         mean = y - residual * sd
         made = np.random.default_rng(0).standard_t(checks.tails(posterior), size=mean.shape)
         shape = (*posterior.samples["noise"].shape, len(y))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import os
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -11,10 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from laws import forms
+from laws import forms, tuning
 from laws.errors import FitError, InputError
 from laws.posterior import Posterior
-from laws.runs import counted, diverged, finished, load_runs, require
+from laws.runs import counted, diverged, finished, require
 from laws.schema import listed
 
 DRAWS = 1000  # kept for prediction, evenly thinned; diagnostics are of all draws
@@ -28,6 +29,7 @@ def fit(
     target: str = "loss",
     recipe: str | None = None,
     size: str = "params",
+    tuned_by: str | os.PathLike[str] | Posterior | None = None,
     seed: int = 0,
     num_warmup: int = 400,
     num_samples: int = 500,
@@ -41,7 +43,9 @@ def fit(
 
     runs: anything `laws.load_runs` takes. target: the loss column ("loss", "eval_loss" in nats per token, "bpc").
     size: what N counts, "params" (without embeddings), "params_total" (with them) or "params_active"; predictions then
-    take `params` in the same convention, which `meta["size"]` names.
+    take `params` in the same convention, which `meta["size"]` names. A column with the target's standard error
+    (`loss_se`) adds to the noise of its rows. tuned_by: a posterior of steplaw, packaged or in a file, by which losses
+    are first brought to those of the best learning rate and batch size (`laws.tuned`); `meta["tuned_by"]` names it.
     steplaw uses every (lr, batch) run of a cell; the loss laws use the best run of each (params, tokens) cell.
     Runs that did not end well, or without a target loss, are left out and counted in `meta["excluded"]`; but in steplaw
     a run that diverged counts as a loss above its cell's best one (`meta["censored"]` says how many do).
@@ -71,7 +75,11 @@ def fit(
     form = forms.get(law)
     if not (isinstance(seed, (int, np.integer)) and 0 <= seed < 2**32):
         raise InputError(f"seed must be a whole number from 0 to 2^32 - 1, got {seed!r}")
-    table = counted(load_runs(runs, recipe=recipe), size)
+    if tuned_by is not None and "loss" not in form.QUANTITIES:
+        raise InputError(f"{law} learns from runs that are badly tuned; tuned_by is for laws of the loss")
+    table = tuning.read(runs, target, recipe, tuned_by)
+    doubt = tuning.doubt(table, target) if size == "params" and "loss" in form.QUANTITIES else ""
+    table = counted(table, size)
     source = str(table.attrs.get("source", "table"))
     table = require(table, ("params", "tokens", target, *form.COLUMNS), law)
     used = finished(table)
@@ -88,7 +96,9 @@ def fit(
     if law == "stack":
         with _bar(law, progress) as on_progress:
             how = options | {"form_error": form_error, "laplace": laplace, "size": size}
-            return stacking.fit(table, target, seed=seed, progress=on_progress, **how)
+            stack = stacking.fit(table, target, seed=seed, progress=on_progress, **how)
+            stack.warnings.extend(note for note in table.attrs["notes"] if note not in stack.warnings)
+            return stack
     lost = {"diverged": diverged(table, form.COLUMNS)} if hasattr(form, "CENSORED") else {}
     data, facts = form.prepare(used, target, **lost)
     with _bar(law, progress) as on_progress:
@@ -105,6 +115,8 @@ def fit(
     kept = (*form.SITES, "discrepancy")
     samples = {site: np.asarray(result.draws[site][:, keep]) for site in kept if site in result.draws}
     warnings = [*table.attrs["notes"], *facts.pop("notes")]
+    if doubt:
+        warnings.append(doubt)
     recipes = sorted(set(used["recipe"]))
     if len(recipes) > 1 and "loss" in form.QUANTITIES and not form.COVARIATES:
         warnings.append(
@@ -120,6 +132,8 @@ def fit(
     numbers = [c for c in ("params", "tokens", *form.COVARIATES) if c != "recipe"]
     given = {"target": "" if target == "loss" else target, "recipe": recipe}
     given["size"] = "" if size == "params" else size
+    name = tuning.name_of(table)
+    given["tuned-by"] = name
     options_given = "".join(f" --{option} {value}" for option, value in given.items() if value)
     meta = (
         facts
@@ -131,6 +145,7 @@ def fit(
             "command": f"stepseer fit {law} {source}{options_given} --out {law}.nc",
             "target": target,
             "size": size,
+            **({"tuned_by": name} if name else {}),
             "rows": len(table),
             "excluded": excluded,
             "ranges": {c: [float(used[c].min()), float(used[c].max())] for c in numbers},
@@ -147,7 +162,8 @@ def fit(
 
 def digest(runs: pd.DataFrame, target: str, form: ModuleType, diverged: pd.DataFrame | None = None) -> str:
     """SHA-256 of the numbers a fit reads, whatever file they came from; of recipes' names, which rows share one."""
-    columns = ["params", "tokens", target, *form.COLUMNS, *(c for c in getattr(form, "OPTIONAL", ()) if c in runs)]
+    optional = (*getattr(form, "OPTIONAL", ()), *([f"{target}_se"] if "loss" in form.QUANTITIES else []))
+    columns = ["params", "tokens", target, *form.COLUMNS, *(c for c in optional if c in runs)]
     if diverged is not None and len(diverged):
         runs = pd.concat([runs[columns], diverged[columns].assign(**{target: np.nan})], ignore_index=True)
     values = [pd.factorize(runs[c])[0] if c == "recipe" else runs[c] for c in columns]

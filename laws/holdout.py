@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from laws import forms
+from laws import forms, tuning
 from laws.errors import FitError, InputError
 from laws.fitting import fit
-from laws.forms.grid import best_per_cell
-from laws.posterior import Posterior, Prediction
-from laws.runs import counted, finished, load_runs, require
+from laws.forms.grid import best_per_cell, relative_error
+from laws.posterior import Posterior, Prediction, Quantity, scores
+from laws.runs import counted, finished, require
 from laws.splits import FRACTION, held_out
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
@@ -64,6 +64,7 @@ def backtest(
     target: str = "loss",
     recipe: str | None = None,
     size: str = "params",
+    tuned_by: Any = None,
     seed: int = 0,
     **options: Any,
 ) -> Backtest:
@@ -71,8 +72,8 @@ def backtest(
 
     heldout: "params", the largest model sizes (`fraction` of the distinct sizes, a fifth by default, at least one), or
     "compute", the (params, tokens) cells of most compute 6 N D (a quarter by default). Loss laws are judged at the best
-    run of each cell; steplaw by its cells that tried four learning rates or more. size: what N counts, as `laws.fit`
-    has it. options: of `laws.fit`.
+    run of each cell; steplaw by its cells that tried four learning rates or more. size, tuned_by: as `laws.fit` has
+    them; what is held out is then as `laws.tuned` has it, too. options: of `laws.fit`.
     Raises InputError for a bad argument or table, FitError if what is left is too little for the law.
     """
     form = forms.get(law)
@@ -81,7 +82,7 @@ def backtest(
     share = FRACTION[heldout] if fraction is None else fraction
     if not 0 < share < 1:
         raise InputError(f"fraction must be between 0 and 1, got {share:g}; give 0.2 to hold out a fifth")
-    table = counted(load_runs(runs, recipe=recipe), size)
+    table = counted(tuning.read(runs, target, recipe, tuned_by), size)
     table = require(table, ("params", "tokens", target, *form.COLUMNS), law)
     keys = ["params", "tokens", *form.COVARIATES]
     if law == "steplaw" and "params_active" in table:  # cells of mixtures of experts differ by it; dense rows lack it
@@ -152,6 +153,8 @@ Judged = tuple[pd.DataFrame, dict[float, np.ndarray]]
 def _judge_loss(posterior: Posterior, cells: pd.DataFrame, done: pd.DataFrame, target: str, keys: list[str]) -> Judged:
     loss = _asked(posterior, cells, keys).loss
     measured = cells[target].to_numpy()
+    if (error := relative_error(cells, target)) is not None:  # what is known of the measurement's
+        loss = Quantity(loss.draws * np.exp(error * scores(len(loss.draws), "error")[:, None]))
     rows = cells[keys].assign(quantity=target, **_columns(loss, measured))
     return rows, {level: _inside(loss, measured, level) for level in LEVELS}
 

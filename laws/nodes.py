@@ -51,7 +51,14 @@ class Nodes:
 def of(data: dict[str, Any]) -> Nodes | None:
     """The nodes of a law's cells; None where its curve is not of `n` and `d` alone."""
     cells = np.shape(data["log_loss"])
-    others = {key for key, value in data.items() if np.shape(value) == cells} - {"n", "d", "log_loss", "run", "seeds"}
+    others = {key for key, value in data.items() if np.shape(value) == cells} - {
+        "n",
+        "d",
+        "log_loss",
+        "run",
+        "seeds",
+        "error",
+    }
     return None if others else Nodes(data["n"], data["d"])
 
 

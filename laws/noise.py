@@ -4,7 +4,8 @@ run have in common.
     residual = noise (u[run] + scale e),   u ~ Normal(0, sqrt(shared)),   ln scale = trend (ln C - mean ln C)
 
 e is Student-t: a normal whose precision is drawn run by run, so that a run that lies far off counts for little. Tails,
-trend and `shared` are found at the mode by `laws.surface`. Plain numpy.
+trend and `shared` are found at the mode by `laws.surface`. Where a run's standard error is known, its square adds to
+the variance of scale e. Plain numpy.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ def scale(meta: dict[str, Any], x: dict[str, Any]) -> np.ndarray:
     return np.sqrt(np.exp(2 * how["trend"] * compute(x, how["bounds"])) + how["shared"])
 
 
-def tails_and_trend(scaled: np.ndarray, at: np.ndarray, least: float) -> tuple[float, float]:
+def tails_and_trend(scaled: np.ndarray, at: np.ndarray, least: float, known: Any = 0.0) -> tuple[float, float]:
     """The likeliest degrees of freedom (at least `least`; a priori around 20, rarely below 2) and trend of squared
-    noise in units of `noise`, [row], of runs at ln compute `at`."""
+    noise in units of `noise`, [row], of runs at ln compute `at`; known: the part of its variance that is, [row]."""
     tried = TAILS[least <= TAILS][:, None, None]
-    sizes = np.exp(-TRENDS[:, None] * at)
-    fits = student.logpdf(np.sqrt(scaled) * sizes, tried).sum(axis=2) - TRENDS * at.sum()
+    sizes = np.sqrt(np.exp(2 * TRENDS[:, None] * at) + known)
+    fits = (student.logpdf(np.sqrt(scaled) / sizes, tried) - np.log(sizes)).sum(axis=2)
     fits += gamma.logpdf(tried[:, 0] - 1, 2.0, scale=10.0) - (TRENDS / TREND_SD) ** 2 / 2
     best = np.unravel_index(np.argmax(fits), fits.shape)
     return float(tried[best[0], 0, 0]), float(TRENDS[best[1]])

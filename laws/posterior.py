@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 ELEMENTS = 1_000_000  # draws times queries above which draws are thinned, to 100 at the least
-STREAMS = ("lr", "batch", "loss", "kappa_0", "kappa_1", "kappa_2")  # what scatters from cell to cell or run to run
+STREAMS = ("lr", "batch", "loss", "kappa_0", "kappa_1", "kappa_2", "error")  # what scatters from cell to cell or run
 TRAILER = b"\nstepseer sha256 "
 
 
@@ -227,7 +227,7 @@ class Posterior:
             raise InputError(f"n_draws must be a whole number from 1 to {total}, got {n_draws!r}")
         chosen = np.linspace(0, total - 1, n_draws).round().astype(int)
         draws = {k: v[chosen] for k, v in self.draws.items()}
-        noise = {k: _scores(n_draws, stream) for stream, k in enumerate(STREAMS)}
+        noise = {k: scores(n_draws, k) for k in STREAMS}
         return query, whole[0].shape, draws, noise
 
     @staticmethod
@@ -399,8 +399,9 @@ def _counts(name: str, value: Any) -> np.ndarray:
     return x
 
 
-def _scores(n: int, stream: int) -> np.ndarray:
-    """n standard-normal scores at even quantiles in a fixed random order: exact margins, no Monte Carlo error."""
+def scores(n: int, stream: str) -> np.ndarray:
+    """n standard-normal scores at even quantiles in a fixed random order, one for each of STREAMS: exact margins, no
+    Monte Carlo error."""
     from scipy.special import ndtri
 
-    return np.random.default_rng(stream).permutation(ndtri((np.arange(n) + 0.5) / n))
+    return np.random.default_rng(STREAMS.index(stream)).permutation(ndtri((np.arange(n) + 0.5) / n))

@@ -91,6 +91,8 @@ def misfitting(raw: pd.DataFrame) -> pd.DataFrame:
             "params_total": raw["N"],
             "tokens": raw["D"],
             "lr": raw["peak_lr"],
+            "batch_tokens": raw["train_tokens"] / raw["total_steps"],
+            "seq_len": 2048,
             "eval_loss": raw["C4 Eval Loss"],
         }
     )

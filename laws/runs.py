@@ -81,7 +81,8 @@ def _dense(runs: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
     lacking = {c: dense & runs[c].isna() for c in asked}
     filled = runs.assign(**{c: runs[c].where(~rows, values[c]) for c, rows in lacking.items()})
     filled.attrs = runs.attrs | {
-        "notes": [
+        "notes": runs.attrs.get("notes", [])
+        + [
             f"{int(rows.sum())} rows without {c} are taken for dense models: "
             + ("all their params are active" if c == "params_active" else "one expert")
             for c, rows in lacking.items()

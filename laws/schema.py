@@ -37,6 +37,9 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "loss": ("nats per token", "final smoothed training loss"),
     "eval_loss": ("nats per token", "loss on the held-out set"),
     "bpc": ("bits per character", "loss on the held-out set in bits per character"),
+    "loss_se": ("nats per token", "standard error of loss: what is known of its error besides a run's own noise"),
+    "eval_loss_se": ("nats per token", "the same of eval_loss"),
+    "bpc_se": ("bits per character", "the same of bpc"),
     "flops": ("FLOP", "training compute"),
     "status": ("", "ok, diverged, stopped (as hopeless, before its end) or failed"),
     "step": ("", "optimiser step of a checkpoint"),
@@ -45,6 +48,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "seed": ("", "random seed"),
 }
 LOSSES = ("loss", "eval_loss", "bpc")
+ERRORS = {f"{loss}_se": loss for loss in LOSSES}  # column of the standard error -> of which loss
 STATUSES = ("ok", "diverged", "stopped", "failed")
 
 _COUNTS = (
@@ -52,7 +56,7 @@ _COUNTS = (
     *("n_experts", "top_k", "step", "portion"),
 )
 _SHAPES = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "vocab_size")
-_NUMBERS = (*_COUNTS, *LOSSES, *_SHAPES)
+_NUMBERS = (*_COUNTS, *LOSSES, *ERRORS, *_SHAPES)
 # What other tables call these columns; used only to name the likely column in a message, never to rename.
 _ALSO = {
     "params": ("n", "parameters", "n_params", "num_params", "model_size", "non_embedding_params", "size"),
@@ -178,6 +182,16 @@ def _in_range(column: str) -> Test:
     return test
 
 
+def _standard_error(column: str) -> Test:
+    """From 0 to half of the loss, or empty."""
+
+    def test(runs: pd.DataFrame) -> np.ndarray:
+        error, loss = _get(runs, column), _get(runs, ERRORS[column])
+        return np.isnan(error) | ((error >= 0) & np.isfinite(error) & ~(error > loss / 2))
+
+    return test
+
+
 def _batch_not_in_sequences(runs: pd.DataFrame) -> np.ndarray:
     batch, seq_len = _get(runs, "batch_tokens"), _get(runs, "seq_len")
     steps = _get(runs, "tokens") / batch
@@ -261,6 +275,14 @@ _RULES: list[tuple[str, str, Test]] = [
     *[
         (c, f"not a plausible loss in {COLUMNS[c][0]}; is it a perplexity or a log-likelihood?", _in_range(c))
         for c in LOSSES
+    ],
+    *[
+        (
+            c,
+            f"must be from 0 to half of {ERRORS[c]}, or empty: its standard error, in {COLUMNS[c][0]}, not in percent",
+            _standard_error(c),
+        )
+        for c in ERRORS
     ],
 ]
 

@@ -20,7 +20,7 @@ from scipy.special import logsumexp, softmax
 
 from laws import checks, forms
 from laws.errors import FitError
-from laws.forms.grid import best_per_cell
+from laws.forms.grid import best_per_cell, relative_error
 from laws.posterior import Posterior
 from laws.runs import finished
 from laws.splits import held_out
@@ -89,7 +89,8 @@ def weights(cells: pd.DataFrame, target: str, members: Sequence[str], seed: int 
 
 def log_density(posterior: Posterior, cells: pd.DataFrame, target: str) -> float:
     """Mean over cells of the log predictive density of the measured ln loss."""
-    log_lik, _ = checks.log_likelihood(posterior, checks.query(posterior, cells), np.log(cells[target].to_numpy(float)))
+    y, error = np.log(cells[target].to_numpy(float)), relative_error(cells, target)
+    log_lik, _ = checks.log_likelihood(posterior, checks.query(posterior, cells), y, error)
     return float(np.mean(logsumexp(log_lik, axis=0) - np.log(len(log_lik))))
 
 
@@ -133,9 +134,17 @@ def combine(posteriors: Mapping[str, Posterior], weights: Mapping[str, float]) -
         "diagnostics": {
             key: pick(d[key] for d in diagnostics) for key, pick in worst.items() if all(key in d for d in diagnostics)
         },
-        "warnings": [f"{name}: {note}" for name in names for note in posteriors[name].warnings],
+        "warnings": _warnings(posteriors),
         "command": first.meta["command"].replace(names[0], "stack"),
     }
     return Posterior(
         "stack", {site: values.reshape(*shape, *values.shape[1:]) for site, values in samples.items()}, meta
     )
+
+
+def _warnings(posteriors: Mapping[str, Posterior]) -> list[str]:
+    """What all members say of their runs once, then what some say, each by name."""
+    each = [posterior.warnings for posterior in posteriors.values()]
+    common = [note for note in each[0] if all(note in notes for notes in each)] if len(each) > 1 else []
+    own = [f"{name}: {note}" for name, p in posteriors.items() for note in p.warnings if note not in common]
+    return common + own

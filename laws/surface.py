@@ -61,11 +61,13 @@ def _sample(
         phi = discrepancy.by_recipe(phi, data["recipe"], len(data["recipes"]))
     felt, run = phi * form_error, data.get("run")
     one = 1 / np.sqrt(data.get("seeds", np.ones(len(phi))))  # size of the noise of a mean over seeds
-    data = {key: value for key, value in data.items() if key not in ("run", "seeds")}
+    known_error = data.get("error", np.zeros(len(phi)))
+    data = {key: value for key, value in data.items() if key not in ("run", "seeds", "error")}
     compute = data["n"] + data["d"]
-    trend, shared, sizes = 0.0, 0.0, one
+    trend, shared = 0.0, 0.0
     weight, df = np.ones(len(phi)), 4.0  # of each run, for its own precision: small far off the curve
     values = form.start(data)
+    sizes = np.hypot(one, known_error / float(values["noise"]))
     for _ in range(ROUNDS):
         precision = weight / sizes**2
         grouped = None if run is None else noise.groups(precision, run, shared)
@@ -80,8 +82,9 @@ def _sample(
         turned = discrepancy.rotate(np.sqrt(precision)[:, None] * explained)
         error, variance = discrepancy.conditional_noise(turned, residual, precision, sd, 1.0)
         scaled = (error**2 + variance) / sd**2
-        df, trend = noise.tails_and_trend(scaled / one**2, compute, 3.0 if form_error else 1.0)
-        sizes = one * np.exp(trend * compute)
+        other = known_error / sd
+        df, trend = noise.tails_and_trend(scaled / one**2, compute, 3.0 if form_error else 1.0, (other / one) ** 2)
+        sizes = np.hypot(one * np.exp(trend * compute), other)
         weight = (df + 1) / (df + scaled / sizes**2)
         if np.abs(weight / sizes**2 - precision).max() < TOLERANCE * precision.max():
             break

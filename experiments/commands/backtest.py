@@ -9,7 +9,7 @@ import numpy as np
 
 import laws
 from experiments import compile_cache, show
-from experiments.commands.fit import add_runs, add_size
+from experiments.commands.fit import add_runs, add_size, add_tuned
 from experiments.options import Parser, one_of
 
 HELDOUT = {"params": "the largest models", "compute": "the cells of most compute"}
@@ -28,6 +28,7 @@ def parser() -> Parser:
     )
     add_runs(made)
     add_size(made)
+    add_tuned(made)
     made.add_argument(
         "--heldout", metavar="BY", default="params", help="hold out the largest params (default) or the most compute"
     )
@@ -40,8 +41,8 @@ def run(args: argparse.Namespace) -> int:
     compile_cache.use()
     heldout = one_of(args.heldout, tuple(HELDOUT), "--heldout")
     with bar(f"fitting {args.law} without {HELDOUT[heldout]}", quiet=args.json) as moved:
-        chosen = {"heldout": heldout, "target": args.target, "recipe": args.recipe, "size": args.size}
-        result = laws.backtest(args.law, args.runs, progress=moved or False, **chosen)
+        chosen = {"target": args.target, "recipe": args.recipe, "size": args.size, "tuned_by": args.tuned_by}
+        result = laws.backtest(args.law, args.runs, heldout=heldout, progress=moved or False, **chosen)
     if args.json:
         print(show.as_json(result.summary()))
         return 0
@@ -52,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"{kind} {show.percent(result.error)}; 90% intervals {show.percent(result.width)} wide")
     for level, share in result.coverage.items():
         print(f"{share:.0%} of the measurements inside the {float(level):.0%} interval")
+    if args.tuned_by:
+        print("note: measured is what Step Law makes of a cell's runs: the loss at its best lr and batch_tokens")
     return 0
 
 

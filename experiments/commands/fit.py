@@ -31,6 +31,7 @@ def parser() -> Parser:
     )
     add_runs(made)
     add_size(made)
+    add_tuned(made)
     made.add_argument("--out", metavar="FILE", required=True, help="the posterior, NetCDF (.nc)")
     return made
 
@@ -57,13 +58,22 @@ def add_size(made: Parser) -> None:
     )
 
 
+def add_tuned(made: Parser) -> None:
+    made.add_argument(
+        "--tuned-by",
+        metavar="POSTERIOR",
+        help="laws of the loss: a fit of steplaw (its file, or the packaged steplaw) by which losses are first brought "
+        "to those of the best lr and batch_tokens",
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     from experiments.progress import bar
 
     compile_cache.use()
     out = output(args.out, "--out", (".nc",), args.runs.split(","))
     with bar(f"fitting {args.law}", quiet=args.json) as moved:
-        chosen = {"target": args.target, "recipe": args.recipe, "size": args.size}
+        chosen = {"target": args.target, "recipe": args.recipe, "size": args.size, "tuned_by": args.tuned_by}
         posterior = laws.fit(args.law, args.runs, progress=moved or False, **chosen)
     posterior.save(out)
     parameters = _parameters(posterior)
@@ -72,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
         kept = (
             "target",
             "size",
+            "tuned_by",
             "source",
             "rows",
             "excluded",

@@ -19,30 +19,41 @@ BLOCK = 1000  # points predicted at once: what is computed on the way then stays
 
 def best_per_cell(runs: pd.DataFrame, target: str, covariates: Sequence[str] = ()) -> pd.DataFrame:
     """One row a (params, tokens) cell: its lowest `target`, the loss of the best learning rate and batch size tried;
-    with that run's `run_id` where runs have one. Of runs that differ only in their `seed` the mean counts, and `seeds`
-    says of how many.
+    with that run's `run_id` and standard error where runs have them. Of runs that differ only in their `seed` the mean
+    counts, and `seeds` says of how many.
 
     covariates: further columns that tell cells apart. The minimum over noisy runs is biased low by about one noise
     standard deviation where a cell has many near-optimal runs; that bias is common to such cells and is absorbed by
     the noise.
     """
     keys = ["params", "tokens", *covariates]
-    runs = _over_seeds(runs.reset_index(drop=True), target, keys)
-    columns = [*keys, target, *(c for c in ("run_id", "seeds") if c in runs)]
+    runs = over_seeds(runs.reset_index(drop=True), target, keys)
+    columns = [*keys, target, *(c for c in ("run_id", "seeds", f"{target}_se") if c in runs)]
     return runs.loc[runs.groupby(keys, sort=True)[target].idxmin(), columns].reset_index(drop=True)
 
 
-def _over_seeds(runs: pd.DataFrame, target: str, keys: list[str]) -> pd.DataFrame:
-    """`runs`, those that differ only in their seed as one row with their mean loss."""
+def over_seeds(runs: pd.DataFrame, target: str, keys: list[str]) -> pd.DataFrame:
+    """`runs`, those that differ only in their seed as one row with their mean loss and its standard error."""
     if "seed" not in runs:
         return runs
     settings = [*keys, *(c for c in ("lr", "batch_tokens") if c in runs)]
     group = runs.groupby(settings, dropna=False)
     seeds = group["seed"].transform("nunique")
     repeated = (seeds > 1) & (seeds == group["seed"].transform("size"))
-    mean = group[target].transform("mean").where(repeated, runs[target])
+    columns = {target: group[target].transform("mean").where(repeated, runs[target])}
+    if (error := f"{target}_se") in runs:
+        squares = (runs[error] ** 2).groupby([runs[c] for c in settings], dropna=False).transform("sum")
+        columns[error] = (np.sqrt(squares) / seeds).where(repeated, runs[error])
     kept = ~repeated | ~runs.duplicated(settings)
-    return runs.assign(**{target: mean, "seeds": seeds.where(repeated, 1)})[kept].reset_index(drop=True)
+    return runs.assign(**columns, seeds=seeds.where(repeated, 1))[kept].reset_index(drop=True)
+
+
+def relative_error(cells: pd.DataFrame, target: str) -> np.ndarray | None:
+    """What is known of the error of ln `target`, [cell]; None where the table says nothing."""
+    if (error := f"{target}_se") not in cells:
+        return None
+    known = (cells[error] / cells[target]).fillna(0.0).to_numpy(float)
+    return known if known.any() else None
 
 
 def _checkpoints(best: pd.DataFrame) -> dict[str, np.ndarray]:
@@ -68,7 +79,7 @@ def prepare(
     MAX_CELLS, or if the loss does not vary.
 
     The arrays are those of `coordinates`, `log_loss` and `ln_L`, its mean; `run` where cells are checkpoints, `seeds`
-    where there are several."""
+    where there are several, `error` where the losses' standard errors are known."""
     best = best_per_cell(runs, target, covariates)
     n_sizes, n_budgets = best["params"].nunique(), best["tokens"].nunique()
     if len(best) < parameters + 2 or n_sizes < sizes or n_budgets < budgets:
@@ -92,6 +103,8 @@ def prepare(
     data = coordinates(columns, center) | _checkpoints(best)
     if "seeds" in best:
         data["seeds"] = best["seeds"].to_numpy(float)
+    if (error := relative_error(best, target)) is not None:
+        data["error"] = error
     data |= {"log_loss": np.log(loss), "ln_L": np.log(loss).mean()}
     notes = _rising(data) + _unfinished(runs)
     return data, {"center": center, "cells": len(best), "rows_used": len(best), "notes": notes}

@@ -72,6 +72,9 @@ def test_a_quickstart_sized_table_passes():
         ({"n_experts": [0.5] * 3}, ["n_experts = 0.5", "dense model has 1"]),
         ({"n_experts": [2, 2, 8], "top_k": [2, 4, 2]}, ["row 2", "top_k = 4", "swapped"]),
         ({"portion": [0.5, 1.0, 50]}, ["row 3", "portion = 50", "0.5 for half"]),
+        ({"loss_se": [0.01, -0.01, 0]}, ["row 2", "loss_se = -0.01", "from 0", "nats per token"]),
+        ({"loss_se": [0.01, np.nan, np.inf]}, ["row 3", "loss_se = inf", "from 0 to half of loss"]),
+        ({"loss_se": [5, 5, 5]}, ["row 1", "loss_se = 5", "not in percent"]),
     ],
 )
 def test_a_bad_row_is_named_with_its_value_and_the_remedy(columns, said):
