@@ -76,7 +76,7 @@ def fit(
     if not (isinstance(seed, (int, np.integer)) and 0 <= seed < 2**32):
         raise InputError(f"seed must be a whole number from 0 to 2^32 - 1, got {seed!r}")
     if tuned_by is not None and "loss" not in form.QUANTITIES:
-        raise InputError(f"{law} learns from runs that are badly tuned; tuned_by is for laws of the loss")
+        raise InputError(f"{law} learns from runs that are badly tuned; tuned_by (--tuned-by) is for laws of the loss")
     table = tuning.read(runs, target, recipe, tuned_by)
     doubt = tuning.doubt(table, target) if size == "params" and "loss" in form.QUANTITIES else ""
     table = counted(table, size)

@@ -93,6 +93,10 @@ MISTAKES = [
     ("fit chinchila {d}/good.csv --out {d}/x.nc", ["'chinchila'", "chinchilla"]),
     ("fit chinchilla {d}/good.csv --out {d}/x.nc", ["chinchilla"]),  # three runs are too few
     ("fit chinchilla {d}/good.csv --target los --out {d}/x.nc", ["'los'"]),
+    ("fit chinchilla {d}/good.csv --tuned-by stplaw --out {d}/x.nc", ["'stplaw'", "steplaw"]),
+    ("fit chinchilla {d}/good.csv --tuned-by {d}/none.nc --out {d}/x.nc", ["none.nc"]),
+    ("fit steplaw {d}/good.csv --tuned-by steplaw --out {d}/x.nc", ["tuned_by", "laws of the loss"]),
+    ("backtest chinchilla {d}/diverged.csv --tuned-by steplaw", ["'lr'", "add it"]),
     # outputs
     ("fit chinchilla {d}/good.csv --out {d}", ["{d}", "folder"]),
     ("fit chinchilla {d}/good.csv --out {d}/good.csv/x.nc", ["good.csv/x.nc"]),

@@ -45,7 +45,7 @@ def case(steplaw):
 
 
 def test_rows_of_known_error_count_for_little_and_not_as_noise():
-    truth, runs = (loss_grid("chinchilla", noise, sizes=7, budgets=6) for noise in (0.0, 0.002))
+    truth, runs = (loss_grid("chinchilla", noise, sizes=6, budgets=5) for noise in (0.0, 0.002))
     bad = np.arange(len(runs)) % 2 == 0
     runs["loss"] *= np.exp(0.03 * bad * np.random.default_rng(3).standard_normal(len(runs)))
     runs["loss_se"] = np.where(bad, 0.03 * runs["loss"], np.nan)
