@@ -121,7 +121,7 @@ def fitted_cells(posterior: Posterior, runs: Any, recipe: str | None = None) -> 
     try:
         table = tuning.read(runs, target, recipe, by)
     except InputError as error:
-        raise InputError(f"{error}; the fit's own losses were tuned by {by}" if by else str(error)) from None
+        raise InputError(f"the fit's losses were tuned by {by}: {error}" if by else str(error)) from None
     table = counted(table, posterior.meta.get("size", "params"))
     table = require(table, ("params", "tokens", target, *form.COLUMNS), posterior.law)
     used = finished(table)

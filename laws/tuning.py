@@ -29,20 +29,21 @@ from scipy.special import softmax
 from scipy.stats import t as student
 
 from laws.errors import InputError
-from laws.forms.grid import MAX_CELLS, over_seeds
+from laws.forms.grid import MAX_CELLS, over_seeds, relative_error
 from laws.forms.steplaw_cells import KEEP_AT_LEAST, MAX_EXCESS, MIN_LRS, MOST, WINDOW
 from laws.posterior import Posterior, load_posterior
 from laws.runs import load_runs
-from laws.schema import meaning
+from laws.schema import hint, meaning
 
 CELL = ("params", "tokens", "params_active", "params_total", "n_experts", "top_k", "unique_tokens", "recipe")
 FEWEST = 50.0  # effective draws that must decide
 SHAPE = 0.3  # share of a run's excess over its cell's best by which Step Law's bowl may be wrong for another recipe
+ROW = "row of the table"
 BLOCK = 500  # runs whose surfaces are evaluated at once
 FINISHED = 0.99  # portion from which a checkpoint is the end of its run
 # When the packaged Step Law speaks up unasked: it is at most NEAR decades from its own runs at half of these or more;
 # the middle 80% of (at most LOOKED_AT) cells differ by UNEVEN in how far their best runs are off, CLEARLY beyond error.
-NEAR, LOOKED_AT, UNEVEN, CLEARLY = 1.0, 200, 0.005, 2.0
+NEAR, LOOKED_AT, UNEVEN, CLEARLY = 1.0, 50, 0.005, 2.0
 
 
 def tuned(
@@ -112,48 +113,51 @@ class Cells:
 def cells(table: pd.DataFrame, posterior: Posterior, target: str, most: int | None = None) -> Cells:
     """The cells of a validated run table, judged by a posterior of steplaw; most: of more, so many, evenly spread.
     Raises InputError where there are none."""
-    lacking = [c for c in ("lr", "batch_tokens", target) if c not in table or table[c].isna().all()]
-    if lacking:
-        raise InputError(
-            f"{table.attrs.get('source', 'table')}: to correct for how runs were tuned takes a column {lacking[0]!r} "
-            f"({meaning(lacking[0])}); fit these as they are, or add it"
-        )
     keys = [c for c in CELL if c in table]
-    done = (table["status"] == "ok") & table[target].notna()
-    runs = over_seeds(table[done].reset_index(), target, keys).set_index("index")
-    able = runs[["lr", "batch_tokens"]].notna().all(axis=1)
-    if "portion" in runs:
-        able &= ~(runs["portion"] < FINISHED)
-    if not able.any():
-        raise InputError(
-            f"{table.attrs.get('source', 'table')}: no row has lr, batch_tokens and a finished {target} together; "
-            "there is nothing to correct"
-        )
-    others, runs = pd.concat([table[~done], runs[~able]]), runs[able]
+    runs, others = _judgeable(table, target, keys)
     query = {c: runs[c].to_numpy(float) for c in ("params", "tokens", "lr", "batch_tokens")}
     if "params_active" in posterior.meta.get("optional", {}) and "params_active" in runs:
         query["params_active"] = runs["params_active"].fillna(runs["params"]).to_numpy(float)
     y, draws = np.log(runs[target].to_numpy(float)), posterior.draws
     seeds = runs["seeds"].to_numpy(float) if "seeds" in runs else np.ones(len(runs))
-    known = runs[f"{target}_se"].fillna(0.0).to_numpy() / np.exp(y) if f"{target}_se" in runs else np.zeros(len(runs))
-    members = list(runs.groupby(keys, dropna=False, sort=False).indices.values())
+    known = relative_error(runs, target)
+    known = np.zeros(len(runs)) if known is None else known
+    cell = runs.groupby(keys, dropna=False, sort=False).ngroup().to_numpy()
+    members = np.split(np.lexsort((y, cell)), np.cumsum(np.bincount(cell))[:-1])  # best first
     if len(members) > MAX_CELLS:
         raise InputError(f"{len(members)} cells, and at most {MAX_CELLS} are corrected in reasonable time: give fewer")
     if most is not None and len(members) > most:
         members = [members[k] for k in np.linspace(0, len(members) - 1, most).round().astype(int)]
-    members = [_near(rows[np.argsort(y[rows], kind="stable")], y) for rows in members]
     found = []
-    for block in _blocks(members):
+    for block in _blocks([_near(rows, y) for rows in members]):
         rows = np.concatenate(block)
         above = excess(posterior, {c: x[rows] for c, x in query.items()})
-        ends = np.cumsum([len(cell) for cell in block])[:-1]
-        found += [
-            _optimum(part, y[cell], known[cell], seeds[cell], draws)
-            for cell, part in zip(block, np.split(above, ends, axis=1))
-        ]
+        parts = np.split(above, np.cumsum([len(cell) for cell in block])[:-1], axis=1)
+        found += [_optimum(part, y[cell], known[cell], seeds[cell], draws) for cell, part in zip(block, parts)]
     optimum, error = np.array(found).T
-    best = np.array([cell[0] for cell in members])
+    best = np.array([rows[0] for rows in members])
     return Cells(runs.iloc[best], y[best] - optimum, error, others, len(runs), query)
+
+
+def _judgeable(table: pd.DataFrame, target: str, keys: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(the rows that Step Law can judge, those that differ only in their seed as one; the others)."""
+    source = table.attrs.get("source", "table")
+    lacking = [c for c in ("lr", "batch_tokens", target) if c not in table or table[c].isna().all()]
+    if lacking:
+        raise InputError(
+            f"{source}: to correct for how runs were tuned takes a column {lacking[0]!r} ({meaning(lacking[0])})"
+            f"{hint(table, lacking[0], listing=False) or '; add it, or fit the runs as they are'}"
+        )
+    done = (table["status"] == "ok") & table[target].notna()
+    runs = over_seeds(table[done].rename_axis(ROW).reset_index(), target, keys).set_index(ROW)
+    able = runs[["lr", "batch_tokens"]].notna().all(axis=1)
+    if "portion" in runs:
+        able &= ~(runs["portion"] < FINISHED)
+    if not able.any():
+        raise InputError(
+            f"{source}: no row has lr, batch_tokens and a finished {target} together; there is nothing to correct"
+        )
+    return runs[able], pd.concat([table[~done], runs[~able]])
 
 
 def _near(rows: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -176,8 +180,7 @@ def _blocks(members: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
 
 def excess(posterior: Posterior, query: dict[str, np.ndarray]) -> np.ndarray:
     """ln of 1 + regret, [draw, run]."""
-    surface, _, _ = posterior._surface(query, len(posterior.draws["noise"]))
-    return np.log1p(surface.regret(np.log(query["lr"]), np.log(query["batch_tokens"])))
+    return np.log1p(posterior.regret(**query, n_draws=len(posterior.draws["noise"])).draws)
 
 
 def _optimum(
@@ -264,8 +267,8 @@ def _notes(table: pd.DataFrame, found: Cells, known: np.ndarray, posterior: Post
     ]
     if not known.all():
         notes.append(
-            f"{int((~known).sum())} cells are left out: Step Law expects their runs to lie over {MAX_EXCESS:.0%} above "
-            "the best setting, or can't say how far, and knows no regrets there"
+            f"{int((~known).sum())} of {len(known)} cells left out: by Step Law their runs lie over "
+            f"{MAX_EXCESS:.0%} above the best setting, or it can't say how far"
         )
     left = int(((found.others["status"] == "ok") & found.others[target].notna()).sum())
     if left:
@@ -274,7 +277,7 @@ def _notes(table: pd.DataFrame, found: Cells, known: np.ndarray, posterior: Post
             "schedule: taken as they are"
         )
     asked = {c: x for c, x in found.query.items() if c not in ("lr", "batch_tokens")}
-    return notes + [f"asked of Step Law: {note}" for note in posterior._notes(asked)]
+    return notes + [f"asked of Step Law: {note}" for note in posterior.predict(**asked, n_draws=1).warnings]
 
 
 def _share(x: float) -> str:

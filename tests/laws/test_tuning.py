@@ -159,7 +159,7 @@ def test_rows_that_cannot_be_judged_stay_and_hopeless_cells_go(case, steplaw):
         assert out.loc[row, "loss"] == runs.loc[row, "loss"] and np.isnan(out.loc[row, "loss_se"])
     notes = out.attrs["notes"]
     assert any(note.startswith("2 of 30 rows lack") for note in notes)
-    assert any(note.startswith("1 cells are left out") for note in notes)
+    assert any(note.startswith("1 of 27 cells left out") for note in notes)
     pd.testing.assert_frame_equal(laws.tuned(out), load_runs(out))  # once is enough
 
 
