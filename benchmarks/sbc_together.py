@@ -25,7 +25,7 @@ CHAINS, WARMUP, DRAWS, CHUNK = 2, 200, 300, 50
 ACCEPT, DEPTH = 0.8, 7
 MAX_RHAT = 1.1
 
-Asked = tuple[Callable, dict[str, Any], dict[str, dict], jax.Array]  # model, data, mode, whitening factor
+Asked = tuple[Callable, dict[str, Any], dict[str, dict], jax.Array, jax.Array]  # model, data, mode, whitening, starts
 
 
 class Together:
@@ -36,14 +36,14 @@ class Together:
         self.answers: dict[int, dict[str, np.ndarray]] = {}
         self.waits, self.drawn = threading.Semaphore(0), threading.Event()
 
-    def sample(self, model, data, start, *, name, hold=(), over="", seed=0, **_) -> normal.Samples:
+    def sample(self, model, data, start, *, name, hold=(), others=(), over="", seed=0, **_) -> normal.Samples:
         with jax.enable_x64(True):
             data = {key: jnp.asarray(value) for key, value in data.items()}
-            mode, scale = normal.find_mode(model, data, start, hold, name)
-            if over:
-                white = np.random.default_rng(seed).standard_normal((sampler.NORMAL, scale.shape[0]))
-                mode, scale = sampler._moments(np.asarray(normal.mixture(model, data, mode, over, white)), mode)
-        self.asked[seed] = model, data, mode, scale
+            modes = normal.find_modes(model, data, [start, *others], hold, name)
+            (mode, scale), begin = modes[0], np.random.default_rng(seed).standard_normal((CHAINS, len(modes[0][1])))
+            if over or len(modes) > 1:
+                mode, scale, begin = sampler.approximated(model, data, [m for m, _ in modes], over, CHAINS, seed)
+        self.asked[seed] = model, data, mode, scale, begin
         self.waits.release()
         self.drawn.wait()
         if seed not in self.answers:
@@ -103,12 +103,11 @@ def draw(asked: dict[int, Asked]) -> dict[int, dict[str, np.ndarray]]:
     with jax.enable_x64(True):
         args = jax.tree.map(
             lambda *each: jnp.repeat(jnp.stack([jnp.asarray(x) for x in each]), CHAINS, axis=0),
-            *(x[1:] for x in asked.values()),
+            *(x[1:4] for x in asked.values()),
         )
-        keys = jax.random.split(jax.random.key(0), (2, len(asked) * CHAINS))
-        size = args[2].shape[1]
-        white = jax.vmap(lambda key: jax.random.normal(key, (size,)))(keys[0])
-        state = jax.jit(jax.vmap(start))(white, keys[1], *args)
+        white = jnp.concatenate([jnp.asarray(x[4]) for x in asked.values()])
+        size, keys = args[2].shape[1], jax.random.split(jax.random.key(0), len(asked) * CHAINS)
+        state = jax.jit(jax.vmap(start))(white, keys, *args)
         advance = jax.jit(jax.vmap(advance))
         kept = []
         for k in range((WARMUP + DRAWS) // CHUNK):
@@ -117,7 +116,7 @@ def draw(asked: dict[int, Asked]) -> dict[int, dict[str, np.ndarray]]:
                 kept.append(np.asarray(z))
         found = np.concatenate(kept, axis=1).reshape(len(asked), CHAINS, -1, size)
         out = {}
-        for (seed, (_, data, mode, scale)), z in zip(asked.items(), found):
+        for (seed, (_, data, mode, scale, _)), z in zip(asked.items(), found):
             if sampler.rank_diagnostics(z)[0] < MAX_RHAT:
                 flat = ravel_pytree(mode)[0] + jnp.asarray(z) @ scale.T
                 out[seed] = {k: np.asarray(v) for k, v in normal.constrained(model, data, mode, flat).items()}

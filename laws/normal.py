@@ -26,6 +26,8 @@ from scipy.stats import norm
 from laws.errors import FitError
 
 AROUND, STEP = (-4, 9), 0.25  # where `sample` looks on both sides of the mode of a logarithm
+UNLIKELY = 12.0  # a mode's log weight below the best one's at which it is dropped
+APART = 0.5  # standard deviations: modes nearer than this are one
 HELD = 0.3  # how far held sites scatter about their start
 SMALL_DATA = 2000  # numbers: below it compiling takes longer than sampling, and XLA had better not optimise
 Model = Callable[[dict[str, Any]], None]
@@ -43,12 +45,19 @@ class Samples:
 
 
 def mode(
-    model: Model, data: dict[str, Any], start: dict[str, Any], *, name: str, hold: Sequence[str] = ()
+    model: Model,
+    data: dict[str, Any],
+    start: dict[str, Any],
+    *,
+    name: str,
+    hold: Sequence[str] = (),
+    others: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Constrained values of every site, deterministic ones too, at the posterior's mode. hold: as `sample` has it."""
+    """Constrained values of every site, deterministic ones too, at the posterior's mode. hold, others: as `sample` has
+    them."""
     with jax.enable_x64(True):
         data = {key: jnp.asarray(value) for key, value in data.items()}
-        at, _ = find_mode(model, data, start, hold, name)
+        at, _ = find_modes(model, data, [start, *others], hold, name)[0]
         out = constrained(model, data, at, ravel_pytree(at)[0][None, None])
     return {k: np.asarray(v)[0, 0] for k, v in out.items()}
 
@@ -82,11 +91,31 @@ def _programs(model: Model, options: tuple[tuple[str, Any], ...]) -> dict[str, C
     }
 
 
-def find_mode(
-    model: Model, data: dict[str, Any], start: dict[str, Any], hold: Sequence[str], name: str
-) -> tuple[dict, jax.Array]:
-    """The posterior mode in unconstrained space, {"free": site -> value, "held": ...}, and L with L L^T the inverse
-    Hessian there."""
+def find_modes(
+    model: Model, data: dict[str, Any], starts: Sequence[dict[str, Any]], hold: Sequence[str], name: str
+) -> list[tuple[dict, jax.Array]]:
+    """The posterior's modes that climbing from each of `starts` leads to, in unconstrained space, {"free": site ->
+    value, "held": ...}, and L with L L^T the inverse Hessian there; that with most probability about it first."""
+    found: list[tuple[dict, jax.Array, float]] = []
+    for start in starts:
+        mode, scale, log_weight = _climb(model, data, start, hold)
+        if np.isfinite(log_weight) and not any(_same(mode, scale, other) for other, *_ in found):
+            found.append((mode, scale, log_weight))
+    if not found:
+        raise FitError(f"{name}: the fit has no finite starting point; check the losses for extreme values")
+    found.sort(key=lambda one: -one[2])
+    return [(mode, scale) for mode, scale, log_weight in found if log_weight > found[0][2] - UNLIKELY]
+
+
+def _same(mode: dict, scale: jax.Array, other: dict) -> bool:
+    apart = ravel_pytree(mode)[0] - ravel_pytree(other)[0]
+    return bool(np.linalg.norm(np.linalg.solve(scale, apart)) < APART)
+
+
+def _climb(
+    model: Model, data: dict[str, Any], start: dict[str, Any], hold: Sequence[str]
+) -> tuple[dict, jax.Array, float]:
+    """(mode, L, log of the probability about it by the normal approximation, up to a constant)."""
     values = {k: jnp.asarray(v, float) for k, v in start.items()}
     with warnings.catch_warnings():  # sites without a start are initialised at their prior's median: fine
         warnings.simplefilter("ignore")
@@ -103,10 +132,9 @@ def find_mode(
     flat = np.asarray(ravel_pytree(free)[0])
     flat = minimize(objective, flat, jac=True, method="L-BFGS-B", options={"maxiter": 600, "maxcor": 30}).x
     flat, value, scale = _newton(objective, flat, np.arange(len(flat)))
-    if not np.isfinite(value):
-        raise FitError(f"{name}: the fit has no finite starting point; check the losses for extreme values")
     mode = {"free": ravel_pytree(free)[1](jnp.asarray(flat)), "held": held}
-    return mode, jnp.asarray(block_diag(scale, HELD * np.eye(len(ravel_pytree(held)[0]))))
+    whole = jnp.asarray(block_diag(scale, HELD * np.eye(len(ravel_pytree(held)[0]))))
+    return mode, whole, np.linalg.slogdet(scale)[1] - value
 
 
 def _objective(model: Model, data: dict[str, Any], free: dict, held: dict) -> Objective:
@@ -154,28 +182,53 @@ def _with(at: np.ndarray, moving: np.ndarray, z: np.ndarray) -> np.ndarray:
     return out
 
 
-def mixture(model: Model, data: dict[str, Any], mode: dict[str, dict], over: str, white: np.ndarray) -> jax.Array:
-    """Draws [draw, k], laid out as `mode`, of normal approximations at a row of values of `over`, a standard deviation
-    whose joint mode with all else lies too low; white: [draw, k] standard normal."""
-    objective, at = _objective(model, data, mode["free"], mode["held"]), np.array(ravel_pytree(mode["free"])[0])
-    held = np.array(ravel_pytree(mode["held"])[0])
-    own = np.flatnonzero(ravel_pytree({k: jnp.full(jnp.shape(v), k == over) for k, v in mode["free"].items()})[0])
-    others = np.setdiff1d(np.arange(len(at)), own)
-    steps = np.arange(*AROUND) * STEP
-    found = {}
-    for outward in (steps[steps >= 0], -np.sort(-steps[steps < 0])):
-        z = at
-        for step in outward:
-            found[step] = z, *_ = _newton(objective, _with(z, own, at[own] + step), others)
-    means, values, scales = zip(*(found[step] for step in steps))
+def mixture(
+    model: Model, data: dict[str, Any], modes: Sequence[dict[str, dict]], over: str, white: np.ndarray
+) -> jax.Array:
+    """Draws [draw, k], laid out as a mode, of normal approximations at each of `modes`, and there at a row of values of
+    `over` (none if ""), a standard deviation whose joint mode with all else lies too low; in the order of these. white:
+    [draw, k] standard normal."""
+    first = modes[0]
+    objective, held = _objective(model, data, first["free"], first["held"]), np.array(ravel_pytree(first["held"])[0])
+    own = np.flatnonzero(ravel_pytree({k: jnp.full(jnp.shape(v), k == over) for k, v in first["free"].items()})[0])
+    flat = [np.array(ravel_pytree(mode["free"])[0]) for mode in modes]
+    others = np.setdiff1d(np.arange(len(flat[0])), own)
+    found: list[tuple[np.ndarray, float, np.ndarray]] = []
+    for at in flat:
+        new = _along(objective, at, own, flat[0][own], others)
+        found += [one for one in new if not any(_one(one, other, others) for other in found)]
+    means, values, scales = zip(*found)
     log_weight = np.array([np.linalg.slogdet(scale)[1] - value for value, scale in zip(values, scales)])
     weight = np.exp(log_weight - log_weight.max())
     # Each draw goes to a component, evenly; within it `over` is uniform about its value.
     k = np.searchsorted(np.cumsum(weight) / weight.sum(), (np.arange(len(white)) + 0.5) / len(white))
     draws = np.array(means)[k]
-    draws[:, others] += np.einsum("dij,dj->di", np.array(scales)[k], white[:, others])
+    for component in np.unique(k):
+        mine = np.ix_(k == component, others)
+        draws[mine] += white[mine] @ scales[component].T
     draws[:, own] += STEP * (norm.cdf(white[:, own]) - 0.5)
-    return jnp.asarray(np.concatenate([draws, held + HELD * white[:, len(at) :]], axis=1))
+    return jnp.asarray(np.concatenate([draws, held + HELD * white[:, len(flat[0]) :]], axis=1))
+
+
+def _along(
+    objective: Objective, at: np.ndarray, own: np.ndarray, middle: np.ndarray, others: np.ndarray
+) -> list[tuple[np.ndarray, float, np.ndarray]]:
+    """`_newton` over `others` at a row of values of the coordinate `own` about `middle`, from `at` outward."""
+    steps = np.arange(*AROUND) * STEP if len(own) else np.zeros(1)
+    nearest = steps[np.argmin(np.abs(middle + steps - at[own]))] if len(own) else 0.0
+    found = []
+    for outward in (steps[steps >= nearest], steps[steps < nearest][::-1]):
+        z = at
+        for step in outward:
+            z, value, scale = _newton(objective, _with(z, own, middle + step), others)
+            found.append((z, value, scale))
+    return found
+
+
+def _one(a: tuple[np.ndarray, float, np.ndarray], b: tuple[np.ndarray, float, np.ndarray], others: np.ndarray) -> bool:
+    """Whether two of `_along` are the same: modes can merge on the way."""
+    same_own = np.allclose(np.delete(a[0], others), np.delete(b[0], others))
+    return same_own and bool(np.linalg.norm(np.linalg.solve(a[2], (a[0] - b[0])[others])) < APART)
 
 
 def _hessian(gradient: Callable[[np.ndarray], np.ndarray], at: np.ndarray) -> np.ndarray:
@@ -196,13 +249,16 @@ def sample(
     *,
     name: str,
     hold: Sequence[str] = (),
+    others: Sequence[dict[str, Any]] = (),
     over: str = "",
     seed: int = 0,
     draws: int = 1000,
 ) -> Samples:
     """Independent draws from the normal approximation at the mode, in unconstrained space, as one chain: some tenths of
-    a second where `sample` takes several, for hold-outs by the dozen. hold: as `sample` has it; these scatter about
-    their start.
+    a second where `sampler.sample` takes several, for hold-outs by the dozen. hold: as `sampler.sample` has it; these
+    scatter about their start.
+
+    others: further starts, where there may be several modes: their approximations are mixed by their probabilities.
 
     over: a positive site whose joint mode lies too low (a standard deviation, estimated with all else at its best): the
     approximation is made at each of a row of its values, and these are mixed by their marginal densities (Rue, Martino
@@ -210,9 +266,9 @@ def sample(
     begun = time.perf_counter()
     with jax.enable_x64(True):
         data = {key: jnp.asarray(value) for key, value in data.items()}
-        at, scale = find_mode(model, data, start, hold, name)
-        white = jax.random.normal(jax.random.key(seed), (draws, scale.shape[0]))
-        z = mixture(model, data, at, over, np.asarray(white)) if over else ravel_pytree(at)[0] + white @ scale.T
-        out = constrained(model, data, at, z[None])
+        modes = [mode for mode, _ in find_modes(model, data, [start, *others], hold, name)]
+        white = jax.random.normal(jax.random.key(seed), (draws, len(ravel_pytree(modes[0])[0])))
+        z = mixture(model, data, modes, over, np.asarray(white))
+        out = constrained(model, data, modes[0], z[None])
     diagnostics = {"laplace": 1.0, "draws": float(draws), "divergences": 0.0, "seconds": time.perf_counter() - begun}
     return Samples({k: np.asarray(v) for k, v in out.items()}, diagnostics)

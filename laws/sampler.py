@@ -24,7 +24,7 @@ from numpyro.infer.util import potential_energy
 from scipy.stats import norm, rankdata
 
 from laws.errors import FitError
-from laws.normal import Model, Samples, constrained, find_mode, mixture, options, sites
+from laws.normal import Model, Samples, constrained, find_modes, mixture, options, sites
 
 CHUNK = 50  # iterations a compiled call: between calls progress is reported
 EXTENSIONS = 4  # times that sampling goes on if chains have not mixed
@@ -44,6 +44,7 @@ def sample(
     *,
     name: str,
     hold: Sequence[str] = (),
+    others: Sequence[dict[str, Any]] = (),
     over: str = "",
     seed: int = 0,
     num_warmup: int = 400,
@@ -55,6 +56,7 @@ def sample(
 
     data: arrays and numbers, passed to the model. start: constrained values near the mode for any of its sites.
     hold: scales of hierarchical terms, kept at their start while the mode is sought (the joint mode is degenerate).
+    others: further starts, where there may be several modes: chains start at each in proportion to its probability.
     over: as `laws.normal.mixture` has it, which then whitens in place of a first run; there is none either where its
     draws were too few to.
     If chains have not mixed, sampling goes on (EXTENSIONS times at most); if more than a FEW draws diverge, all start
@@ -64,14 +66,14 @@ def sample(
     begun = time.perf_counter()
     with jax.enable_x64(True):
         data = {key: jnp.asarray(value) for key, value in data.items()}
-        mode, scale = find_mode(model, data, start, hold, name)
-        if over:
-            white = np.random.default_rng(seed).standard_normal((NORMAL, scale.shape[0]))
-            mode, scale = _moments(np.asarray(mixture(model, data, mode, over, white)), mode)
+        modes = find_modes(model, data, [start, *others], hold, name)
+        (mode, scale), begin, mixed = modes[0], None, over or len(modes) > 1
+        if mixed:
+            mode, scale, begin = approximated(model, data, [mode for mode, _ in modes], over, chains, seed)
         done, half = 0, num_warmup // 2
-        first_run = not over and chains * half >= ENOUGH * scale.shape[0]
-        for accept in (0.8 if first_run or over else MANY, 0.98):
-            run = _Run(model, data, mode, scale, accept, seed, chains, half, on_progress, done)
+        first_run = not mixed and chains * half >= ENOUGH * scale.shape[0]
+        for accept in (0.8 if first_run or mixed else MANY, 0.98):
+            run = _Run(model, data, mode, scale, accept, seed, chains, half, on_progress, done, begin)
             if first_run:
                 run.extend(half, then=half + num_samples)
                 run = run.rewhitened(accept, seed + 1, half)
@@ -103,12 +105,17 @@ def sample(
     return Samples(draws, diagnostics)
 
 
-def _moments(z: np.ndarray, mode: dict[str, dict]) -> tuple[dict[str, dict], jax.Array]:
-    """(the mean of z [draw, k], laid out as `mode`, and a factor of its covariance)."""
-    return ravel_pytree(mode)[1](jnp.asarray(z.mean(axis=0))), jnp.asarray(np.linalg.cholesky(np.cov(z.T)))
-
-
-# --- the chains ------------------------------------------------------------------------------------------------------
+def approximated(
+    model: Model, data: dict[str, Any], modes: Sequence[dict[str, dict]], over: str, chains: int, seed: int
+) -> tuple[dict[str, dict], jax.Array, jax.Array]:
+    """(mean, factor of the covariance, where `chains` start, whitened) of `laws.normal.mixture`: spread over it, so
+    that chains that find the same have found all of it that weighs as much as one of them."""
+    flat, unravel = ravel_pytree(modes[0])
+    white = np.random.default_rng(seed).standard_normal((NORMAL, len(flat)))
+    z = np.asarray(mixture(model, data, modes, over, white))
+    mean, scale = z.mean(axis=0), np.linalg.cholesky(np.cov(z.T))
+    spread = z[((np.arange(chains) + 0.5) / chains * NORMAL).astype(int)]
+    return unravel(jnp.asarray(mean)), jnp.asarray(scale), jnp.asarray(np.linalg.solve(scale, (spread - mean).T).T)
 
 
 @lru_cache(maxsize=32)
@@ -141,16 +148,16 @@ def _kernel(
 
 
 class _Run:
-    """Chains that can go on. `draws` counts kept draws a chain."""
+    """Chains that can go on, from `begin` [chain, k], whitened. `draws` counts kept draws a chain."""
 
-    def __init__(self, model, data, mode, scale, accept, seed, chains, num_warmup, on_progress, done=0):
+    def __init__(self, model, data, mode, scale, accept, seed, chains, num_warmup, on_progress, done=0, begin=None):
         self.model, self.data, self.mode, self.scale = model, data, mode, scale
         self.on_progress, self.done = on_progress, done
         self.warmup = -(-num_warmup // CHUNK) * CHUNK
         start, self.advance = _kernel(model, self.warmup, accept, options(data))
         keys = jax.random.split(jax.random.key(seed), 2 * chains)
-        white = jax.vmap(lambda key: jax.random.normal(key, (scale.shape[0],)))(keys[:chains])
-        self.state = start(white, keys[chains:], data, mode, scale)
+        normal = jax.vmap(lambda key: jax.random.normal(key, (scale.shape[0],)))
+        self.state = start(normal(keys[:chains]) if begin is None else begin, keys[chains:], data, mode, scale)
         self.white: list[np.ndarray] = []
         self.draws, self.divergences, self.mean_steps = 0, 0, 0.0
         self.rhat, self.ess = np.inf, 0.0

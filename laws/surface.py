@@ -66,14 +66,14 @@ def _sample(
     compute = data["n"] + data["d"]
     trend, shared = 0.0, 0.0
     weight, df = np.ones(len(phi)), 4.0  # of each run, for its own precision: small far off the curve
-    values = form.start(data)
+    values, others = form.start(data), form.others(data) if hasattr(form, "others") else ()
     sizes = np.hypot(one, known_error / float(values["noise"]))
-    for _ in range(ROUNDS):
+    for k in range(ROUNDS):
         precision = weight / sizes**2
         grouped = None if run is None else noise.groups(precision, run, shared)
         turned = discrepancy.rotate(noise.whiten(felt, precision, grouped))
         seen = observed(data, turned, precision, weight.sum(), grouped, cells=cells)
-        values = normal.mode(form.model, seen, values, name=name, hold=form.HELD)
+        values = normal.mode(form.model, seen, values, name=name, hold=form.HELD, others=others if k == 0 else ())
         residual = data["log_loss"] - form.log_curve(np, values, data)
         sd, error_sd = float(values["noise"]), float(values["form_error"])
         if run is not None:
@@ -94,7 +94,7 @@ def _sample(
     grouped = None if run is None else noise.groups(precision, run, shared)
     whitened = noise.whiten(phi, precision, grouped)
     turned = discrepancy.rotate(whitened * form_error)
-    draw, options = (normal.sample if laplace else sampler.sample), options | {"hold": form.HELD}
+    draw, options = (normal.sample if laplace else sampler.sample), options | {"hold": form.HELD, "others": others}
     if form_error and (laplace or not form.HELD):
         options["over"] = "form_error"
     ratio = (values["noise"] / values["form_error"]) ** 2

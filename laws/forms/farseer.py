@@ -120,6 +120,14 @@ def start(data: dict[str, Any]) -> dict[str, Any]:
     return out | {f"{piece}_power": 0.0 for piece in PIECES} | grid.START
 
 
+def others(data: dict[str, Any]) -> list[dict[str, Any]]:
+    """Further places to climb from. How the loss bends in ln N tells the difference of the two terms' slopes, but not
+    its sign, and how its slope in ln D changes with N that difference and the decay's slope together: often there is a
+    mode with each sign. Noise starts large: the surface is smoother then."""
+    here = start(data) | {"noise": 0.02, "form_error": 0.02, "share": -1.0, "gap_slope": -0.4}
+    return [here | {"decay_slope": slope} for slope in (-0.2, 0.2)]
+
+
 def coefficients(draws: dict[str, np.ndarray], meta: dict[str, Any]) -> dict[str, np.ndarray]:
     """The paper's a1, alpha, b1 (of A), a2, beta, b2 (of B), a3, gamma, b3 (of L_N), in raw N and D; [draw] each.
 
