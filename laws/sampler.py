@@ -118,6 +118,9 @@ def approximated(
     return unravel(jnp.asarray(mean)), jnp.asarray(scale), jnp.asarray(np.linalg.solve(scale, (spread - mean).T).T)
 
 
+# --- the chains ------------------------------------------------------------------------------------------------------
+
+
 @lru_cache(maxsize=32)
 def _kernel(
     model: Model, num_warmup: int, accept: float, options: tuple[tuple[str, Any], ...]
