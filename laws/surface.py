@@ -19,6 +19,7 @@ ROUNDS = 20  # of expectation and maximisation, at most
 TOLERANCE = 0.05  # of precisions, between rounds
 DROP = 1e-3  # share of the noise below which a coordinate of the form error is left to it while sampling
 MANY = 128  # cells from which on nodes stand for them
+HIDDEN = 0.3  # of the smallest known errors: noise below it can't be told from none, and is taken to be there
 OUTLIER = 0.15  # share of an ordinary run's precision below which a run is named as an outlier: about 5 deviations
 
 
@@ -62,12 +63,13 @@ def _sample(
     felt, run = phi * form_error, data.get("run")
     one = 1 / np.sqrt(data.get("seeds", np.ones(len(phi))))  # size of the noise of a mean over seeds
     known_error = data.get("error", np.zeros(len(phi)))
+    hidden = HIDDEN * np.quantile(known_error, 0.1)
     data = {key: value for key, value in data.items() if key not in ("run", "seeds", "error")}
     compute = data["n"] + data["d"]
     trend, shared = 0.0, 0.0
     weight, df = np.ones(len(phi)), 4.0  # of each run, for its own precision: small far off the curve
     values, others = form.start(data), form.others(data) if hasattr(form, "others") else ()
-    sizes = np.hypot(one, known_error / float(values["noise"]))
+    sizes = np.hypot(one, known_error / max(float(values["noise"]), hidden))
     for k in range(ROUNDS):
         precision = weight / sizes**2
         grouped = None if run is None else noise.groups(precision, run, shared)
@@ -82,7 +84,7 @@ def _sample(
         turned = discrepancy.rotate(np.sqrt(precision)[:, None] * explained)
         error, variance = discrepancy.conditional_noise(turned, residual, precision, sd, 1.0)
         scaled = (error**2 + variance) / sd**2
-        other = known_error / sd
+        other = known_error / max(sd, hidden)
         df, trend = noise.tails_and_trend(scaled / one**2, compute, 3.0 if form_error else 1.0, (other / one) ** 2)
         sizes = np.hypot(one * np.exp(trend * compute), other)
         weight = (df + 1) / (df + scaled / sizes**2)

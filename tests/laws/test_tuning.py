@@ -60,6 +60,12 @@ def test_rows_of_known_error_count_for_little_and_not_as_noise():
     assert not laws.check(known, runs.drop(columns="loss_se"), prior=False).fitted_to_these
 
 
+def test_noise_that_known_errors_hide_is_not_taken_for_none():
+    runs = loss_grid("chinchilla", 0.005, sizes=6, budgets=5)
+    noise = laws.fit("chinchilla", runs.assign(loss_se=0.005 * runs["loss"]), laplace=True).draws["noise"]
+    assert 5e-4 < np.median(noise) < 4e-3
+
+
 def test_no_error_is_the_same_as_none_given():
     runs = loss_grid("chinchilla", 0.003, sizes=5, budgets=5)
     plain, zero = (laws.fit("chinchilla", r, laplace=True) for r in (runs, runs.assign(loss_se=0.0)))
