@@ -16,16 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from numpyro.infer.hmc import hmc
-from numpyro.infer.util import potential_energy
 
 from laws import normal, sampler
 from laws.errors import FitError
+from laws.whitening import Whitening, place_all, straight
 
 CHAINS, WARMUP, DRAWS, CHUNK = 2, 200, 300, 50
 ACCEPT, DEPTH = 0.8, 7
 MAX_RHAT = 1.1
 
-Asked = tuple[Callable, dict[str, Any], dict[str, dict], jax.Array, jax.Array]  # model, data, mode, whitening, starts
+Asked = tuple[Callable, dict[str, Any], dict[str, dict], Whitening, jax.Array]  # model, data, mode, whitening, starts
 
 
 class Together:
@@ -41,9 +41,10 @@ class Together:
             data = {key: jnp.asarray(value) for key, value in data.items()}
             modes = normal.find_modes(model, data, [start, *others], hold, name)
             (mode, scale), begin = modes[0], np.random.default_rng(seed).standard_normal((CHAINS, len(modes[0][1])))
+            way = straight(ravel_pytree(mode)[0], scale)
             if over or len(modes) > 1:
-                mode, scale, begin = sampler.approximated(model, data, [m for m, _ in modes], over, CHAINS, seed)
-        self.asked[seed] = model, data, mode, scale, begin
+                way, begin = sampler.approximated(model, data, [m for m, _ in modes], over, CHAINS, seed)
+        self.asked[seed] = model, data, mode, way, begin
         self.waits.release()
         self.drawn.wait()
         if seed not in self.answers:
@@ -83,11 +84,7 @@ def draw(asked: dict[int, Asked]) -> dict[int, dict[str, np.ndarray]]:
     """Seed -> site -> draws [chain, draw, ...] of those that have mixed. Data of one shape, one model."""
     model = next(iter(asked.values()))[0]
 
-    def potential_fn_gen(data, mode, scale):
-        flat, unravel = ravel_pytree(mode)
-        return lambda white: potential_energy(model, (data,), {}, normal.sites(unravel(flat + scale @ white)))
-
-    init_kernel, sample_kernel = hmc(potential_fn_gen=potential_fn_gen, algo="NUTS")
+    init_kernel, sample_kernel = hmc(potential_fn_gen=sampler.potential(model), algo="NUTS")
     how = {"step_size": 0.5, "target_accept_prob": ACCEPT, "max_tree_depth": DEPTH}
 
     def start(white, key, *args):
@@ -106,7 +103,7 @@ def draw(asked: dict[int, Asked]) -> dict[int, dict[str, np.ndarray]]:
             *(x[1:4] for x in asked.values()),
         )
         white = jnp.concatenate([jnp.asarray(x[4]) for x in asked.values()])
-        size, keys = args[2].shape[1], jax.random.split(jax.random.key(0), len(asked) * CHAINS)
+        size, keys = white.shape[1], jax.random.split(jax.random.key(0), len(asked) * CHAINS)
         state = jax.jit(jax.vmap(start))(white, keys, *args)
         advance = jax.jit(jax.vmap(advance))
         kept = []
@@ -116,8 +113,8 @@ def draw(asked: dict[int, Asked]) -> dict[int, dict[str, np.ndarray]]:
                 kept.append(np.asarray(z))
         found = np.concatenate(kept, axis=1).reshape(len(asked), CHAINS, -1, size)
         out = {}
-        for (seed, (_, data, mode, scale, _)), z in zip(asked.items(), found):
+        for (seed, (_, data, mode, way, _)), z in zip(asked.items(), found):
             if sampler.rank_diagnostics(z)[0] < MAX_RHAT:
-                flat = ravel_pytree(mode)[0] + jnp.asarray(z) @ scale.T
+                flat = place_all(way, jnp.asarray(z))
                 out[seed] = {k: np.asarray(v) for k, v in normal.constrained(model, data, mode, flat).items()}
     return out

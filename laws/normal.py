@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,9 @@ from scipy.optimize import minimize
 from scipy.stats import norm
 
 from laws.errors import FitError
+from laws.whitening import Whitening
 
-AROUND, STEP = (-4, 9), 0.25  # where `sample` looks on both sides of the mode of a logarithm
+AROUND, STEP = (-8, 9), 0.4  # where `sample` looks on both sides of the mode of a logarithm
 UNLIKELY = 12.0  # a mode's log weight below the best one's at which it is dropped
 APART = 0.5  # standard deviations: modes nearer than this are one
 HELD = 0.3  # how far held sites scatter about their start
@@ -182,12 +183,58 @@ def _with(at: np.ndarray, moving: np.ndarray, z: np.ndarray) -> np.ndarray:
     return out
 
 
-def mixture(
-    model: Model, data: dict[str, Any], modes: Sequence[dict[str, dict]], over: str, white: np.ndarray
-) -> jax.Array:
-    """Draws [draw, k], laid out as a mode, of normal approximations at each of `modes`, and there at a row of values of
-    `over` (none if ""), a standard deviation whose joint mode with all else lies too low; in the order of these. white:
-    [draw, k] standard normal."""
+class Mixture(NamedTuple):
+    """Normal approximations [component] of a posterior. own: index [1] of the coordinate that has a value in each, [0]
+    where there is none; others: of the rest that is free. Held sites come last."""
+
+    own: np.ndarray
+    others: np.ndarray
+    means: np.ndarray  # [component, k]
+    scales: np.ndarray  # [component, other, other]; L with L L^T the covariance
+    weights: np.ndarray  # sum to 1
+
+    def draws(self, white: np.ndarray) -> np.ndarray:
+        """[draw, k], in the order of the components, from standard normals [draw, k]."""
+        # Each draw goes to a component, evenly; within it `own` is uniform about its value.
+        k = np.searchsorted(np.cumsum(self.weights), (np.arange(len(white)) + 0.5) / len(white))
+        draws = self.means[k]
+        for component in np.unique(k):
+            mine = np.ix_(k == component, self.others)
+            draws[mine] += white[mine] @ self.scales[component].T
+        draws[:, self.own] += STEP * (norm.cdf(white[:, self.own]) - 0.5)
+        held = len(self.own) + len(self.others)
+        draws[:, held:] += HELD * white[:, held:]
+        return draws
+
+    def whitening(self) -> Whitening:
+        """That bends with `own`; of means and covariances of several components of one value together."""
+        if not len(self.own):
+            raise ValueError("a mixture over nothing does not bend")
+        own, u = np.zeros(self.means.shape[1]), self.means[:, self.own[0]]
+        own[self.own] = 1.0
+        centre = self.weights @ u
+        spread = np.sqrt(self.weights @ (u - centre) ** 2 + STEP**2 / 12)
+        knots = np.unique(np.round(u, 9))
+        at = [self._moments(np.isclose(u, knot, atol=1e-6)) for knot in knots]
+        return Whitening(*map(jnp.asarray, (own, centre, spread, knots, *map(np.array, zip(*at)))))
+
+    def _moments(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(mean [k], root [k, k]) of the others, given some components."""
+        weights, means = self.weights[chosen] + 1e-300, self.means[chosen]
+        mean = weights @ means / weights.sum()
+        apart = (means - mean)[:, self.others]
+        spread = [scale @ scale.T + np.outer(a, a) for scale, a in zip(self.scales[chosen], apart)]
+        root = np.zeros((len(mean), len(mean)))
+        root[np.ix_(self.others, self.others)] = np.linalg.cholesky(
+            np.einsum("c,cij->ij", weights, spread) / weights.sum()
+        )
+        mean[self.own] = 0.0
+        return mean, root
+
+
+def mixture(model: Model, data: dict[str, Any], modes: Sequence[dict[str, dict]], over: str) -> Mixture:
+    """Of normal approximations at each of `modes`, and there at a row of values of `over` (none if ""), a standard
+    deviation whose joint mode with all else lies too low."""
     first = modes[0]
     objective, held = _objective(model, data, first["free"], first["held"]), np.array(ravel_pytree(first["held"])[0])
     own = np.flatnonzero(ravel_pytree({k: jnp.full(jnp.shape(v), k == over) for k, v in first["free"].items()})[0])
@@ -200,14 +247,8 @@ def mixture(
     means, values, scales = zip(*found)
     log_weight = np.array([np.linalg.slogdet(scale)[1] - value for value, scale in zip(values, scales)])
     weight = np.exp(log_weight - log_weight.max())
-    # Each draw goes to a component, evenly; within it `over` is uniform about its value.
-    k = np.searchsorted(np.cumsum(weight) / weight.sum(), (np.arange(len(white)) + 0.5) / len(white))
-    draws = np.array(means)[k]
-    for component in np.unique(k):
-        mine = np.ix_(k == component, others)
-        draws[mine] += white[mine] @ scales[component].T
-    draws[:, own] += STEP * (norm.cdf(white[:, own]) - 0.5)
-    return jnp.asarray(np.concatenate([draws, held + HELD * white[:, len(flat[0]) :]], axis=1))
+    whole = np.concatenate([np.array(means), np.tile(held, (len(means), 1))], axis=1)
+    return Mixture(own, others, whole, np.array(scales), weight / weight.sum())
 
 
 def _along(
@@ -268,7 +309,7 @@ def sample(
         data = {key: jnp.asarray(value) for key, value in data.items()}
         modes = [mode for mode, _ in find_modes(model, data, [start, *others], hold, name)]
         white = jax.random.normal(jax.random.key(seed), (draws, len(ravel_pytree(modes[0])[0])))
-        z = mixture(model, data, modes, over, np.asarray(white))
-        out = constrained(model, data, modes[0], z[None])
+        z = mixture(model, data, modes, over).draws(np.asarray(white))
+        out = constrained(model, data, modes[0], jnp.asarray(z)[None])
     diagnostics = {"laplace": 1.0, "draws": float(draws), "divergences": 0.0, "seconds": time.perf_counter() - begun}
     return Samples({k: np.asarray(v) for k, v in out.items()}, diagnostics)

@@ -25,6 +25,7 @@ from scipy.stats import norm, rankdata
 
 from laws.errors import FitError
 from laws.normal import Model, Samples, constrained, find_modes, mixture, options, sites
+from laws.whitening import Whitening, place_all, straight
 
 CHUNK = 50  # iterations a compiled call: between calls progress is reported
 EXTENSIONS = 4  # times that sampling goes on if chains have not mixed
@@ -68,12 +69,13 @@ def sample(
         data = {key: jnp.asarray(value) for key, value in data.items()}
         modes = find_modes(model, data, [start, *others], hold, name)
         (mode, scale), begin, mixed = modes[0], None, over or len(modes) > 1
+        way = straight(ravel_pytree(mode)[0], scale)
         if mixed:
-            mode, scale, begin = approximated(model, data, [mode for mode, _ in modes], over, chains, seed)
+            way, begin = approximated(model, data, [mode for mode, _ in modes], over, chains, seed)
         done, half = 0, num_warmup // 2
         first_run = not mixed and chains * half >= ENOUGH * scale.shape[0]
         for accept in (0.8 if first_run or mixed else MANY, 0.98):
-            run = _Run(model, data, mode, scale, accept, seed, chains, half, on_progress, done, begin)
+            run = _Run(model, data, mode, way, accept, seed, chains, half, on_progress, done, begin)
             if first_run:
                 run.extend(half, then=half + num_samples)
                 run = run.rewhitened(accept, seed + 1, half)
@@ -107,18 +109,32 @@ def sample(
 
 def approximated(
     model: Model, data: dict[str, Any], modes: Sequence[dict[str, dict]], over: str, chains: int, seed: int
-) -> tuple[dict[str, dict], jax.Array, jax.Array]:
-    """(mean, factor of the covariance, where `chains` start, whitened) of `laws.normal.mixture`: spread over it, so
-    that chains that find the same have found all of it that weighs as much as one of them."""
-    flat, unravel = ravel_pytree(modes[0])
-    white = np.random.default_rng(seed).standard_normal((NORMAL, len(flat)))
-    z = np.asarray(mixture(model, data, modes, over, white))
-    mean, scale = z.mean(axis=0), np.linalg.cholesky(np.cov(z.T))
+) -> tuple[Whitening, jax.Array]:
+    """(whitening, where `chains` start in it) by `laws.normal.mixture`: spread over it, so that chains that find the
+    same have found all of it that weighs as much as one of them."""
+    found = mixture(model, data, modes, over)
+    z = found.draws(np.random.default_rng(seed).standard_normal((NORMAL, found.means.shape[1])))
+    way = found.whitening() if over else straight(z.mean(axis=0), np.linalg.cholesky(np.cov(z.T)))
     spread = z[((np.arange(chains) + 0.5) / chains * NORMAL).astype(int)]
-    return unravel(jnp.asarray(mean)), jnp.asarray(scale), jnp.asarray(np.linalg.solve(scale, (spread - mean).T).T)
+    return way, jnp.asarray([way.whiten(one) for one in spread])
 
 
 # --- the chains ------------------------------------------------------------------------------------------------------
+
+
+def potential(model: Model) -> Callable:
+    """(data, a mode for its layout, whitening) -> potential energy of white coordinates [k]."""
+
+    def of(data, mode, way):
+        unravel = ravel_pytree(mode)[1]
+
+        def energy(white):
+            flat, log_det = way.place(white)
+            return potential_energy(model, (data,), {}, sites(unravel(flat))) - log_det
+
+        return energy
+
+    return of
 
 
 @lru_cache(maxsize=32)
@@ -127,11 +143,7 @@ def _kernel(
 ) -> tuple[Callable, Callable]:
     """Jitted (start, advance) for NUTS on the whitened posterior, vmapped over chains."""
 
-    def potential_fn_gen(data, mode, scale):
-        flat, unravel = ravel_pytree(mode)
-        return lambda white: potential_energy(model, (data,), {}, sites(unravel(flat + scale @ white)))
-
-    init_kernel, sample_kernel = hmc(potential_fn_gen=potential_fn_gen, algo="NUTS")
+    init_kernel, sample_kernel = hmc(potential_fn_gen=potential(model), algo="NUTS")
 
     def start(white, key, *args):
         return init_kernel(
@@ -153,28 +165,28 @@ def _kernel(
 class _Run:
     """Chains that can go on, from `begin` [chain, k], whitened. `draws` counts kept draws a chain."""
 
-    def __init__(self, model, data, mode, scale, accept, seed, chains, num_warmup, on_progress, done=0, begin=None):
-        self.model, self.data, self.mode, self.scale = model, data, mode, scale
+    def __init__(self, model, data, mode, way, accept, seed, chains, num_warmup, on_progress, done=0, begin=None):
+        self.model, self.data, self.mode, self.way = model, data, mode, way
         self.on_progress, self.done = on_progress, done
         self.warmup = -(-num_warmup // CHUNK) * CHUNK
         start, self.advance = _kernel(model, self.warmup, accept, options(data))
         keys = jax.random.split(jax.random.key(seed), 2 * chains)
-        normal = jax.vmap(lambda key: jax.random.normal(key, (scale.shape[0],)))
-        self.state = start(normal(keys[:chains]) if begin is None else begin, keys[chains:], data, mode, scale)
+        normal = jax.vmap(lambda key: jax.random.normal(key, way.own.shape))
+        self.state = start(normal(keys[:chains]) if begin is None else begin, keys[chains:], data, mode, way)
         self.white: list[np.ndarray] = []
         self.draws, self.divergences, self.mean_steps = 0, 0, 0.0
         self.rhat, self.ess = np.inf, 0.0
 
     def rewhitened(self, accept: float, seed: int, num_warmup: int) -> _Run:
         """Fresh chains, whitened by these draws' covariance, shrunk towards the identity by their number."""
-        white = np.concatenate(self.white, axis=1).reshape(-1, self.scale.shape[0])
+        white = np.concatenate(self.white, axis=1).reshape(-1, len(self.way.own))
         weight = len(white) / (len(white) + white.shape[1])
         covariance = weight * np.cov(white.T) + (1 - weight) * np.eye(white.shape[1])
-        flat, unravel = ravel_pytree(self.mode)
-        mode = unravel(flat + self.scale @ white.mean(axis=0))
-        scale = self.scale @ np.linalg.cholesky(covariance)
+        way = straight(self.way.place(white.mean(axis=0))[0], self.way.roots[0] @ np.linalg.cholesky(covariance))
         chains = self.state.i.shape[0]
-        return _Run(self.model, self.data, mode, scale, accept, seed, chains, num_warmup, self.on_progress, self.done)
+        return _Run(
+            self.model, self.data, self.mode, way, accept, seed, chains, num_warmup, self.on_progress, self.done
+        )
 
     def extend(self, draws: int, then: int = 0) -> None:
         """Adds `draws` draws a chain (after the warm-up, the first time) and renews the diagnostics.
@@ -185,7 +197,7 @@ class _Run:
         chunks = warmup + -(-draws // CHUNK)
         steps = []
         for k in range(chunks):
-            self.state, (white, diverging, num_steps) = self.advance(self.state, self.data, self.mode, self.scale)
+            self.state, (white, diverging, num_steps) = self.advance(self.state, self.data, self.mode, self.way)
             if k >= warmup:
                 self.white.append(np.asarray(white))
                 self.divergences += int(np.sum(diverging))
@@ -197,14 +209,13 @@ class _Run:
         self.mean_steps = float(np.mean(steps))
         white = np.concatenate(self.white, axis=1)
         # Whitened coordinates and the parameters themselves: both must have mixed.
-        flat = np.asarray(ravel_pytree(self.mode)[0]) + white @ np.asarray(self.scale).T
-        both = np.concatenate([white, flat], axis=2)
+        both = np.concatenate([white, np.asarray(place_all(self.way, white))], axis=2)
         self.rhat, self.ess = rank_diagnostics(both)
 
     def constrained(self) -> dict[str, jax.Array]:
         """Site -> constrained draws [chain, draw, ...], deterministic sites included."""
         white = jnp.asarray(np.concatenate(self.white, axis=1))
-        return constrained(self.model, self.data, self.mode, ravel_pytree(self.mode)[0] + white @ self.scale.T)
+        return constrained(self.model, self.data, self.mode, place_all(self.way, white))
 
 
 def rank_diagnostics(draws: np.ndarray) -> tuple[float, float]:
