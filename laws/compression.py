@@ -32,6 +32,7 @@ CORNER, LEAST = 0.01, 1e-4  # width of the corners; the score of one who knows n
 FEWEST = 4  # models
 BAD_K = 0.7  # Pareto k from which importance sampling is not to be trusted
 BOOTSTRAP = 4000
+CLOSE = 1.0  # of elpd: what lies nearer is told apart by the luck of the draws, which the bootstrap does not see
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def compare(table: pd.DataFrame, **options: Any) -> Comparison:
         f"scores are a line in {name} with probability {sure:.2f} (elpd {abs(difference):.1f} better, standard error "
     )
     said += f"{se:.1f}, {n} models)"
-    if sure < 0.9:
+    if sure < 0.9 or abs(difference) < CLOSE:
         said += ": these models do not tell the forms apart; add some of lower or of higher BPC"
     warnings = [f"{form}: {text}" for form, one in fits.items() for text in one.warnings]
     return Comparison(fits, difference, se, probability, weight, said, warnings)

@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import norm
 
 import laws
-from laws import forms, prior_checks
+from laws import checks, forms, prior_checks
 from laws.errors import InputError
 from laws.fitting import digest
 from tests.laws import known
@@ -27,7 +27,7 @@ def test_a_good_fit_is_called_one(small_chinchilla):
     assert found.worries == []
     assert 0.8 < found.coverage[0.9] <= 1 and found.coverage[0.5] < found.coverage[0.8] <= found.coverage[0.95]
     assert found.residuals["p"].min() > 0.01
-    assert (found.table["pareto_k"] < 0.7).all()
+    assert (found.table["pareto_k"] < checks.BAD_K).mean() >= 1 - checks.FEW
     assert all(text.endswith(".") and "\n" not in text for text in found.sentences)
     assert found.table["influence"].abs().max() < 2
 
