@@ -26,7 +26,7 @@ from scipy.stats import norm
 from laws.errors import FitError
 from laws.whitening import Whitening
 
-AROUND, STEP = (-8, 9), 0.4  # where `sample` looks on both sides of the mode of a logarithm
+AROUND, STEP = (-8, 13), 0.4  # where `sample` looks on both sides of the mode of a logarithm
 UNLIKELY = 12.0  # a mode's log weight below the best one's at which it is dropped
 APART = 0.5  # standard deviations: modes nearer than this are one
 HELD = 0.3  # how far held sites scatter about their start
