@@ -5,7 +5,8 @@
 delta is a Gaussian process over (ln N, ln D): correlation k(n - n') k(d - d') with k Matern 3/2 of LENGTH, standard
 deviation 1 on the data's rectangle and growing with the distance from it (Kennedy and O'Hagan 2001, J. R. Stat. Soc. B
 63:425, put such a term on any model known to be wrong). Where there are data they determine delta; beyond, it carries
-the last deviations on, fades over a LENGTH or two, and its uncertainty opens up. `form_error` is learnt.
+the last deviations on, fades over a LENGTH or two, and its uncertainty opens up. `form_error` is learnt; that it is
+next to nothing, the form as good as true, has a prior chance of one in five (`laws.forms.grid.observe`).
 
 Written by its values on a grid of nodes, delta is a sum of features times independent standard normal weights, so that
 a posterior draw is a function, the same wherever it is asked. Plain numpy.
