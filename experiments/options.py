@@ -54,12 +54,17 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; see: {self.prog} --help")
 
 
-def positive(text: str, option: str) -> float:
-    """'7e9', '7B', '1.4T', '125M', '512k' as a number above 0. Raises InputError naming option and value."""
+def number(text: str) -> float | None:
+    """'7e9', '7B', '1.4T', '125M', '512k' as a number; None where it is none."""
     match = _NUMBER.fullmatch(text.strip())
-    if match is None:
+    return float(match[1]) * _SUFFIXES[match[2].lower()] if match else None
+
+
+def positive(text: str, option: str) -> float:
+    """A `number` above 0. Raises InputError naming option and value."""
+    value = number(text)
+    if value is None:
         raise InputError(f"{option} is {text!r}; write a number, such as 7e9 or 7B")
-    value = float(match[1]) * _SUFFIXES[match[2].lower()]
     if not (math.isfinite(value) and value > 0):
         raise InputError(f"{option} is {text!r}; it must be finite and above 0")
     return value

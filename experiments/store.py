@@ -295,7 +295,12 @@ def load(path: str | Path) -> Store:
     path = Path(path).expanduser()
     file = path / "grid.json"
     if not file.is_file():
-        _refuse_foreign(path)
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{path} is a file; name a results folder for --out")
+        if path.is_dir() and (other := _foreign(path)) is not None:
+            raise InputError(
+                f"{path} is not a results folder ({other} is there, but no grid.json); name one that sweep run has made"
+            )
         raise InputError(f"no results folder at {path}; make one with: stepseer sweep run GRID --out {path}")
     try:
         meta = json.loads(file.read_bytes())
@@ -316,13 +321,16 @@ def _refuse_foreign(path: Path) -> None:
     """Raises InputError when `path` is a file, or a folder with something in it that is not ours."""
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file; name a folder for --out")
-    if path.is_dir() and not (path / "grid.json").exists():
-        others = [p.name for p in path.iterdir() if not _is_temporary(p.name)]
-        if others:
-            raise InputError(
-                f"{path} is not a results folder (no grid.json) and not empty ({min(others)} is there); "
-                "name a new or an empty folder for --out"
-            )
+    if path.is_dir() and not (path / "grid.json").exists() and (other := _foreign(path)) is not None:
+        raise InputError(
+            f"{path} is not a results folder (no grid.json) and not empty ({other} is there); "
+            "name a new or an empty folder for --out"
+        )
+
+
+def _foreign(path: Path) -> str | None:
+    """What is in a folder without grid.json: a name, if there is any."""
+    return min((p.name for p in path.iterdir() if not _is_temporary(p.name)), default=None)
 
 
 def _is_temporary(name: str) -> bool:

@@ -117,13 +117,9 @@ def combine(posteriors: Mapping[str, Posterior], weights: Mapping[str, float]) -
             out = samples.setdefault(site if shared else f"{name}.{site}", np.full((n, *values.shape[1:]), np.nan))
             out[mine] = values[:n][mine]
     diagnostics = [posteriors[name].meta["diagnostics"] for name in names]
-    worst: dict[str, Callable[..., float]] = {
-        "max_rhat": max,
-        "min_ess": min,
-        "divergences": max,
-        "draws": min,
-        "seconds": sum,
-    }
+    worst: dict[str, Callable[..., float]] = {"max_rhat": max, "min_ess": min, "seconds": sum}
+    # Of the member of which the largest share diverged, both: its note says so many of so many.
+    diverged = max(diagnostics, key=lambda d: d["divergences"] / d.get("draws", 1.0))
     meta = first.meta | {
         "law": "stack",
         "citation": "; ".join(posteriors[name].meta["citation"] for name in names),
@@ -133,7 +129,8 @@ def combine(posteriors: Mapping[str, Posterior], weights: Mapping[str, float]) -
         "scatter": [posteriors[name].meta["scatter"] for name in names],
         "diagnostics": {
             key: pick(d[key] for d in diagnostics) for key, pick in worst.items() if all(key in d for d in diagnostics)
-        },
+        }
+        | {key: diverged[key] for key in ("divergences", "draws") if key in diverged},
         "warnings": _warnings(posteriors),
         "command": first.meta["command"].replace(names[0], "stack"),
     }

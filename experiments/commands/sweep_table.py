@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +14,13 @@ from experiments import differing as differing_lib
 from experiments import show
 from experiments.commands.sweep_status import add_folder, open_folder
 from experiments.errors import InputError
-from experiments.options import Parser, nearest, one_of
+from experiments.options import Parser, one_of
+from experiments.outputs import output
+from experiments.pivot import Pivot, chosen, described, pivot
 
 MANY = 5000  # trials, above which the terminal shows the columns of the run table only
 MOST = 40  # rows on the terminal; files and JSON have all
-SHOWN = ("params", "tokens", "lr", "batch_tokens", "loss", "eval_loss", "bpc", "reason")  # columns there
+SHOWN = ("params", "tokens", "lr", "batch_tokens", "loss", "eval_loss", "bpc", "seed", "reason")  # columns there
 
 
 def parser() -> Parser:
@@ -26,6 +29,7 @@ def parser() -> Parser:
         "Show the rows so far, best loss first within each size and budget; or write them as CSV or Parquet.",
         examples="  stepseer sweep table --out results\n"
         "  stepseer sweep table --out results --pivot weight_decay,lr\n"
+        "  stepseer sweep table --out results --pivot qk_norm,weight_decay --where d_model=64\n"
         "  stepseer sweep table --out results --save runs.parquet\n"
         "  stepseer sweep table --out results --format csv > runs.csv",
     )
@@ -33,7 +37,15 @@ def parser() -> Parser:
     made.add_argument(
         "--pivot",
         metavar="ROWS,COLUMNS",
-        help="the least loss by two columns or config fields, such as weight_decay,lr",
+        help="the lowest loss by two columns or config fields, such as weight_decay,lr; of runs that differ only in "
+        "their seed the mean. A line says over what else it is the lowest",
+    )
+    made.add_argument(
+        "--where",
+        metavar="COLUMN=VALUE",
+        action="append",
+        default=[],
+        help="only rows that have this value of a column or config field, such as d_model=64; may be given again",
     )
     made.add_argument("--format", metavar="table|csv|parquet", help="table (default), csv, or parquet (needs --save)")
     made.add_argument("--save", metavar="FILE", help="write there; .csv or .parquet says which")
@@ -44,23 +56,30 @@ def parser() -> Parser:
 def run(args: argparse.Namespace) -> int:
     form = _form(args)
     folder = open_folder(args)
-    many = len(folder.run_ids) > MANY and form == "table" and not args.json and not args.pivot
+    path = output(args.save, "--save", (Path(args.save).suffix,), ()) if args.save else Path()
+    choice = args.pivot or args.where
+    many = len(folder.run_ids) > MANY and form == "table" and not args.json and not choice
     rows = folder.read(SHOWN if many else None)
     if rows.empty:
         raise InputError(f"{folder.path} has no rows yet; run: stepseer sweep run {folder.grid} --out {folder.path}")
     rows, differing = (rows, []) if many else differing_lib.with_columns(rows)
-    if args.pivot:
-        table = pivot(rows, args.pivot)
+    differing += ["seed"] if rows["seed"].nunique() > 1 else []
+    rows = chosen(rows, args.where)
+    found = pivot(rows, args.pivot) if args.pivot else None
+    if found is not None:
         if form == "table" and not args.json:
-            _print_pivot(table)
+            _print_pivot(found)
             return 0
-        rows = table.rename(columns=str).reset_index()
+        rows = _flat(found)
+        if not args.json:
+            print(described(found), file=sys.stdout if args.save else sys.stderr)
     if args.save:
-        save(rows, Path(args.save).expanduser(), form)
+        save(rows, path, form)
         if not args.json:
             print(f"{show.plural(len(rows), 'row')} in {args.save}")
     if args.json:
-        print(show.as_json(rows.to_dict("records")))
+        records = rows.to_dict("records")
+        print(show.as_json(records if found is None else {"what": described(found), "rows": records}))
     elif form == "csv" and not args.save:
         rows.to_csv(sys.stdout, index=False)
     elif not args.save:
@@ -68,26 +87,29 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def pivot(rows: pd.DataFrame, by: str) -> pd.DataFrame:
-    """The least loss of trials that ended well: a row for every value of the first of two columns or fields, a column
-    for every value of the second. Raises InputError for a name that there is not."""
-    names = by.split(",")
-    if len(names) != 2:
-        raise InputError(f"--pivot is {by!r}; name two columns or fields, such as weight_decay,lr")
-    short = {str(name).rpartition(".")[2]: name for name in rows.columns}
-    for name in names:
-        if name not in rows.columns and name not in short:
-            raise InputError(f"--pivot: no column {name!r}{nearest(name, [*short, *rows.columns])}")
-    first, second = (name if name in rows.columns else short[name] for name in names)
-    return rows[rows["status"] == "ok"].pivot_table(index=first, columns=second, values="loss", aggfunc="min")
+def _print_pivot(found: Pivot) -> None:
+    cells = [
+        [show.value(at), *map(_with_error, losses, errors)]
+        for at, losses, errors in zip(found.loss.index, found.loss.to_numpy(), found.error.to_numpy())
+    ]
+    down, across = (str(name).rpartition(".")[2] for name in (found.loss.index.name, found.loss.columns.name))
+    header = [down, *map(show.value, found.loss.columns)]
+    title = f"lowest loss by {down} (down) and {across} (across)"
+    console = show.console()
+    console.print(show.table(title, header, cells, left=0))
+    console.print(described(found), soft_wrap=True)
 
 
-def _print_pivot(table: pd.DataFrame) -> None:
-    cells = [[show.value(at), *map(show.loss, losses)] for at, losses in zip(table.index, table.to_numpy())]
-    down, across = (str(name).rpartition(".")[2] for name in (table.index.name, table.columns.name))
-    header = [down, *map(show.value, table.columns)]
-    title = f"least loss by {down} (down) and {across} (across)"
-    show.console().print(show.table(title, header, cells, left=0))
+def _with_error(loss: float, error: float) -> str:
+    return show.loss(loss) + (f" ± {error:.4f}" if math.isfinite(error) else "")
+
+
+def _flat(found: Pivot) -> pd.DataFrame:
+    """A row for every value down; for every one across a column, and where there are means one of standard errors."""
+    losses = found.loss.rename(columns=str)
+    if found.seeds[1] > 1:
+        losses = losses.join(found.error.rename(columns=lambda name: f"{name}_se"))
+    return losses.reset_index()
 
 
 def save(rows: pd.DataFrame, path: Path, form: str) -> None:
@@ -99,6 +121,7 @@ def save(rows: pd.DataFrame, path: Path, form: str) -> None:
         return
     part = path.with_name(f".{path.name}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         rows.to_csv(part, index=False)
         part.replace(path)
     finally:

@@ -171,6 +171,18 @@ def test_stack_is_the_mixture_of_its_members(members, tmp_path):
     assert again.meta["members"] == ["nested", "chinchilla"]
 
 
+def test_draws_of_a_stack_that_diverged_stand_beside_those_of_the_same_law(members):
+    counts = {"nested": (0.0, 2000.0), "chinchilla": (1.0, 4000.0)}
+    sampled = {
+        name: laws.Posterior(
+            p.law, p.samples, p.meta | {"diagnostics": dict(zip(("divergences", "draws"), counts[name]))}
+        )
+        for name, p in members.items()
+    }
+    stack = stacking.combine(sampled, {"nested": 0.7, "chinchilla": 0.3})
+    assert stack.meta["diagnostics"] == {"divergences": 1.0, "draws": 4000.0}
+
+
 def test_weights_go_to_the_law_that_extrapolates():
     """Losses of a strongly nested law: Chinchilla, which cannot bend so, loses weight against its prior."""
     grid_runs = loss_grid("chinchilla", 0.0)
