@@ -426,6 +426,16 @@ def _unknown_field(name: str) -> InputError:
     return InputError(f"unknown field {name!r}; {hint}")
 
 
+_COUNTS = {"k": "e3", "m": "e6", "b": "e9", "g": "e9", "t": "e12"}
+
+
+def _number(value: Any, kind: Any, name: str) -> float:
+    """A number, or of whole ones and tokens a count such as '100k' or '7B'."""
+    if isinstance(value, str) and (kind is int or name == "tokens") and value[-1:].lower() in _COUNTS:
+        value = value[:-1] + _COUNTS[value[-1].lower()]
+    return float(value)
+
+
 def _coerce(value: Any, hint: Any, name: str) -> Any:
     kinds = typing.get_args(hint) or (hint,)
     if type(None) in kinds and value in (None, "none"):
@@ -437,12 +447,12 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
         if kind is bool:
             return {"true": True, "false": False, "1": True, "0": False}[str(value).lower()]
         if kind is int:
-            number = float(value)
+            number = _number(value, kind, name)
             if number != int(number):
                 raise ValueError
             return int(number)
         if kind is float:
-            return float(value)
+            return _number(value, kind, name)
         return str(value)
     except (ValueError, KeyError, TypeError, OverflowError):
         raise InputError(f"{name} is {value!r}; it must be of type {kind.__name__}") from None

@@ -28,7 +28,7 @@ from engine.mixture import Mixture
 from engine.shuffle import mix, permute
 from engine.tokenize import Tokenizer
 
-__all__ = ["Corpus", "batch", "load", "n_windows", "synthetic_entropy"]
+__all__ = ["Corpus", "batch", "check_there", "load", "n_windows", "synthetic_entropy"]
 
 _FORMAT = "2"  # of the cached token arrays; part of their key
 _DOCS_PER_BATCH = 64  # documents tokenized at a time
@@ -70,6 +70,12 @@ def load(config: DataConfig, on_progress: OnProgress | None = None) -> Corpus:
                 f"data.seq_len + 1 = {config.seq_len + 1}; add text or lower data.seq_len"
             )
     return corpus
+
+
+def check_there(config: DataConfig) -> None:
+    """Raises InputError if `config` names a corpus that is not here. Reads nothing, so `load` may yet refuse it."""
+    for name, _ in mixture.parse(config.corpus):
+        sources.check_there(name)
 
 
 def n_windows(tokens: np.ndarray, seq_len: int) -> int:

@@ -29,6 +29,7 @@ class Forecast:
     compiling: float  # tracing included
     beside: float  # first weights, evaluations, checkpoints
     pilots: int  # cohorts that were measured
+    share: float  # of the FLOPs, that those carry
     cohorts: int
 
     @property
@@ -43,24 +44,30 @@ def known(plan: Plan) -> dict[str, Cost]:
 
 
 def measure(plan: Plan, on_progress: Callable[[int, int], None] | None = None) -> dict[str, Cost]:
-    """Costs by cohort, pilots run where they are not known: the cohorts of most FLOPs, up to `SHARE` of all, `MOST` of
-    them at most, and none of which a step would take too long.
+    """Costs by cohort, pilots run of those that are `wanted` and not known.
 
     Of a cohort it is the cost of the number of trials to run together: as many as planned, or else what fits; on
     accelerators more, if they are faster.
     """
-    wanted: list[tuple[Chunk, ...]] = []
+    costs = known(plan)
+    new = [chunks for chunks in wanted(plan) if chunks[0].cohort not in costs]
+    for i, chunks in enumerate(new):
+        if on_progress is not None:
+            on_progress(i, len(new))
+        costs[chunks[0].cohort] = _best_size(chunks)
+    return costs
+
+
+def wanted(plan: Plan) -> list[tuple[Chunk, ...]]:
+    """The cohorts that are worth a pilot: those of most FLOPs, up to `SHARE` of all, `MOST` of them at most, and none
+    whose step would take too long."""
+    found: list[tuple[Chunk, ...]] = []
     covered = 0.0
     for chunks in sorted(plan.cohorts, key=lambda chunks: -sum(c.flops for c in chunks)):
-        if len(wanted) < MOST and covered < SHARE * plan.flops and not _too_slow(chunks[0]):
-            wanted.append(chunks)
+        if len(found) < MOST and covered < SHARE * plan.flops and not _too_slow(chunks[0]):
+            found.append(chunks)
             covered += sum(c.flops for c in chunks)
-    costs = known(plan)
-    for i, chunks in enumerate(wanted):
-        if on_progress is not None:
-            on_progress(i, len(wanted))
-        costs[chunks[0].cohort] = costs.get(chunks[0].cohort) or _best_size(chunks)
-    return costs
+    return found
 
 
 def sizes_that_pay(plan: Plan, costs: Mapping[str, Cost]) -> dict[str, int]:
@@ -100,7 +107,9 @@ def forecast(
         training, compiling = training + steps_s, compiling + start_s
     beside = sum(by_chunk.values()) - training - compiling
     cohorts = {chunk.cohort for chunk in left}
-    return Forecast(by_chunk, training, compiling, beside, len(cohorts & costs.keys()), len(cohorts))
+    flops = sum(chunk.flops for chunk in left)
+    share = sum(chunk.flops for chunk in left if chunk.cohort in costs) / flops if left else 1.0
+    return Forecast(by_chunk, training, compiling, beside, len(cohorts & costs.keys()), share, len(cohorts))
 
 
 def pays(plan: Plan) -> bool:

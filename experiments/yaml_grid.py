@@ -62,6 +62,9 @@ def _grid(node: Any, name: str) -> Grid:
     if not isinstance(node, dict) or not node:
         raise InputError(f"grid {name!r}: {node!r:.60} is no grid; write prod, zip, chain, or fields with their values")
     operators = node.keys() & _COMBINED.keys()
+    for key, given in node.items():
+        if key not in _COMBINED and isinstance(given, list) and any(isinstance(part, dict) for part in given):
+            raise InputError(f"grid {name!r}: no way {key!r} to combine a list of grids; write {', '.join(_COMBINED)}")
     if not operators:
         return grid_lib.prod(*[grid_lib.axis(str(field), _values(field, given, name)) for field, given in node.items()])
     (operator,) = operators if len(node) == 1 else (None,)

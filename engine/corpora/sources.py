@@ -92,6 +92,16 @@ class Documents:
             yield data
 
 
+def check_there(corpus: str) -> None:
+    """Raises InputError if there is no such corpus, file or folder. Reads nothing."""
+    known = (*NAMED, "synthetic")
+    if corpus not in known and not corpus.startswith(records.TFDS) and not Path(corpus).expanduser().exists():
+        raise InputError(
+            f"data.corpus is {corpus!r}: no such file or folder, and not a known corpus ({', '.join(known)}); nothing "
+            "is downloaded, so save a dataset to disk first (docs/data.md)"
+        )
+
+
 def find(corpus: str, on_progress: OnProgress | None = None, field: str = "text") -> Documents:
     """The documents of a named corpus, of a folder of text and source files, or of records, whose `field` is the text.
     Reads everything, keeps no text.
@@ -108,14 +118,8 @@ def find(corpus: str, on_progress: OnProgress | None = None, field: str = "text"
         name, hint = corpus, "set data.corpus to a folder of text files, or to 'synthetic'"
         missing = f"this Python keeps no source of its standard library in {root}; {hint}"
     else:
-        root = Path(corpus).expanduser()
-        if not root.exists():
-            known = ", ".join((*NAMED, "synthetic"))
-            raise InputError(
-                f"data.corpus is {corpus!r}: no such file or folder, and not a known corpus ({known}); nothing is "
-                "downloaded, so save a dataset to disk first (docs/data.md)"
-            )
-        root = root.resolve()
+        check_there(corpus)
+        root = Path(corpus).expanduser().resolve()
         paths = [p for p in walk(root, SKIP_FOLDERS) if language_of(p)]
         recorded = records.files(root, paths)
         if recorded:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine import config as config_lib
 from engine import sizes
+from engine.data import check_there
 from experiments import bound as bound_lib
 from experiments import differing as differing_lib
 from experiments import forecast as forecast_lib
@@ -117,7 +118,15 @@ def run(args: argparse.Namespace) -> int:
         bounds = {chunks[0].cohort: bound_lib.bound(chunks, where) for chunks in plan_lib.by_cohort(left)}
         found = _Found(plan, left, walls, where=where, bounds=bounds)
     else:
+        for data in {t.data for t in plan.trials}:
+            check_there(data)
         if args.measure:
+            new = {chunks[0].cohort for chunks in forecast_lib.wanted(plan)} - forecast_lib.known(plan).keys()
+            if new and not forecast_lib.pays(plan) and not args.json:
+                print(
+                    f"measuring {show.plural(len(new), 'cohort')}; this grid is so small that running it may take less",
+                    flush=True,
+                )
             with progress.bar("measuring", quiet=args.json) as moved:
                 costs = measured(plan, moved)
         else:
@@ -173,6 +182,7 @@ def as_dict(found: _Found) -> dict[str, Any]:
             "compiling_s": forecast.compiling,
             "beside_s": forecast.beside,
             "measured_cohorts": forecast.pilots,
+            "measured_share_of_flops": forecast.share,
         }
     if found.where is not None:
         made["on"] = found.where.name
@@ -271,7 +281,7 @@ def describe(forecast: Forecast) -> str:
     return (
         f"steps {show.seconds(forecast.training)}, compiling {show.seconds(forecast.compiling)}, evaluation and files "
         f"{show.seconds(forecast.beside)}; {show.plural(forecast.pilots, 'cohort')} measured"
-        + (f", {rest} by their FLOPs" if rest else "")
+        + (f", which carry {forecast.share:.0%} of the FLOPs; {rest} by their FLOPs" if rest else "")
     )
 
 

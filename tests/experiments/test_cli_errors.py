@@ -120,6 +120,7 @@ MISTAKES = [
     ("sweep plan {d}/grid.py", ["line 2", "ZeroDivisionError"]),
     ("sweep run {d}/bad_field.py --out {d}/out", ["'optim.lrr'", "optim.lr"]),
     ("sweep run {d}/bad_corpus.py --out {d}/out", ["no/such/folder"]),
+    ("sweep plan {d}/bad_corpus.py", ["no/such/folder"]),
     ("sweep run tiny --out {d}/out --max-trials 0", ["--max-trials", "'0'"]),
     ("sweep status --out {d}/none", ["none"]),
     ("sweep table --out {d}/notes", ["thesis.tex"]),

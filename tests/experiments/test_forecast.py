@@ -13,7 +13,7 @@ from engine.pilot import Cost
 from experiments import forecast as forecast_lib
 from experiments import grid, store
 from experiments.cli import main
-from experiments.commands import sweep_status
+from experiments.commands import sweep_plan, sweep_status
 from experiments.forecast import forecast, measure, sizes_that_pay
 from experiments.plan import make_plan
 from tests.experiments.test_cli import say, say_json
@@ -50,7 +50,8 @@ def test_others_by_their_flops():
     at = math.log(middle.flops / small.flops) / math.log(large.flops / small.flops)
     expected = middle.flops / (1e9 + 3e9 * at)
     assert found.by_chunk[middle.id] == pytest.approx(expected + 7 + 2 + 0.5)  # and its program is to be compiled
-    assert found.pilots == 2
+    assert found.pilots == 2 and found.share == pytest.approx(1 - middle.flops / plan.flops)
+    assert f"2 cohorts measured, which carry {found.share:.0%} of the FLOPs; 1 by" in sweep_plan.describe(found)
     assert forecast(plan, plan.chunks, {}) is None
     assert forecast(plan, plan.chunks, {small.cohort: Cost(2, 9, False)}) is None
 
@@ -125,6 +126,7 @@ def test_a_real_pilot_and_what_status_says_of_its_forecast(tmp_path, monkeypatch
     before = say_json(capsys, "sweep", "plan", mine)
     assert before["seconds_left"] is None and "forecast" not in before
     planned = say_json(capsys, "sweep", "plan", mine, "--measure")
+    assert "measuring" not in say(capsys, "sweep", "plan", mine, "--measure")  # known by now
     assert planned["seconds_left"] == planned["forecast"]["seconds"] > 0
     here = 2 // min(2, jax.device_count())  # trials of a device
     assert planned["cohorts"][0]["bytes_per_device"] > 12 * here * 20_000  # at the least their state

@@ -44,6 +44,9 @@ def test_same_as_in_python(tmp_path):
         ("grid: {zip: [{seed: [1, 2]}, {optim.lr: [1e-3]}]}", "lengths 2, 1"),
         ("grid: {prod: {seed: 1}}", "prod takes a list"),
         ("grid: {prod: [{seed: 1}], seed: 2}", "stands beside"),
+        ("grid: {product: [{seed: 1}, {optim.lr: 1}]}", "'product' to combine a list of grids; write prod, zip, chain"),
+        ("grid: {tokens: [100q]}", "tokens is '100q'"),
+        ("grid: {optim.lr: [3m]}", "optim.lr is '3m'"),
         ("grid: [1, 2]", "is no grid"),
         ("grid: {seed: []}", "is empty"),
         ("base: {seed: 1}", "must have the keys"),
@@ -60,6 +63,12 @@ def test_mistakes_are_named(tmp_path, text, words):
     with pytest.raises((InputError, ValueError), match=words) as refusal:
         load(tmp_path, text)
     assert "\n" not in str(refusal.value)
+
+
+def test_counts_as_people_write_them(tmp_path):
+    text = TEXT.split("grid:")[0] + "grid: {tokens: [100k, 1.1M, 2B], batch_size: [1k]}"
+    assert [t.tokens for t in load(tmp_path, text.replace("seq_len: 128", "seq_len: 2"))] == [1e5, 1.1e6, 2e9]
+    assert {t.batch_size for t in load(tmp_path, text.replace("seq_len: 128", "seq_len: 2"))} == {1000}
 
 
 def test_no_file(tmp_path):
