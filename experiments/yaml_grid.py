@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from experiments import grid as grid_lib
 from experiments.errors import InputError
 from experiments.grid import Grid
-from experiments.options import nearest
+from experiments.options import nearest, number
 
 if TYPE_CHECKING:
     from engine.config import TrainConfig
@@ -115,13 +115,13 @@ def _check(part: dict[str, Any], entries: Grid, name: str) -> None:
 
 
 def _strings(entry: dict[str, Any]) -> dict[str, Any]:
-    """YAML reads 1e-3 as a word: numbers compare as numbers however they are written."""
+    """YAML reads 1e-3 and 100k as words: numbers compare as numbers however they are written."""
 
     def plain(value: Any) -> Any:
-        try:
-            return float(value)
-        except (TypeError, ValueError):
-            return value
+        if isinstance(value, str):
+            found = number(value)
+            return value if found is None else found
+        return float(value) if isinstance(value, (int, float)) else value
 
     return {str(field): plain(value) for field, value in entry.items()}
 

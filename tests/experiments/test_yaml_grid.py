@@ -68,6 +68,8 @@ def test_mistakes_are_named(tmp_path, text, words):
 def test_counts_as_people_write_them(tmp_path):
     text = TEXT.split("grid:")[0] + "grid: {tokens: [100k, 1.1M, 2B], batch_size: [1k]}"
     assert [t.tokens for t in load(tmp_path, text.replace("seq_len: 128", "seq_len: 2"))] == [1e5, 1.1e6, 2e9]
+    text += "\nwithout: [{tokens: 1.0e+5}, {tokens: 1100k}]"
+    assert [t.tokens for t in load(tmp_path, text.replace("seq_len: 128", "seq_len: 2"))] == [2e9]
     assert {t.batch_size for t in load(tmp_path, text.replace("seq_len: 128", "seq_len: 2"))} == {1000}
 
 
