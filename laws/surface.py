@@ -2,7 +2,10 @@
 the form error given the parameters.
 
 Noise is as `laws.noise` has it; a run's precision is found here by expectation-maximisation at the mode. Many cells are
-seen through a few nodes (`laws.nodes`), fewer are padded to powers of two: tables of like size share programs.
+seen through a few nodes (`laws.nodes`), fewer are padded to powers of two: tables of like size share programs. Where
+losses have known errors, the noise's share of a run's variance changes with the noise, so that no rotation of the cells
+does for all of its values: up to MANY cells their covariance is factored anew at each, beyond that the share stays as
+it is at the mode.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ ROUNDS = 20  # of expectation and maximisation, at most
 TOLERANCE = 0.05  # of precisions, between rounds
 DROP = 1e-3  # share of the noise below which a coordinate of the form error is left to it while sampling
 MANY = 128  # cells from which on nodes stand for them
-HIDDEN = 0.3  # of the smallest known errors: noise below it can't be told from none, and is taken to be there
+HIDDEN = 0.3  # of the smallest known errors, of more cells: noise below it is not looked for
 OUTLIER = 0.15  # share of an ordinary run's precision below which a run is named as an outlier: about 5 deviations
 
 
@@ -63,7 +66,8 @@ def _sample(
     felt, run = phi * form_error, data.get("run")
     one = 1 / np.sqrt(data.get("seeds", np.ones(len(phi))))  # size of the noise of a mean over seeds
     known_error = data.get("error", np.zeros(len(phi)))
-    hidden = HIDDEN * np.quantile(known_error, 0.1)
+    dense = bool(known_error.any()) and len(phi) <= MANY
+    hidden = 0.0 if dense else HIDDEN * np.quantile(known_error, 0.1)
     data = {key: value for key, value in data.items() if key not in ("run", "seeds", "error")}
     compute = data["n"] + data["d"]
     trend, shared = 0.0, 0.0
@@ -73,8 +77,12 @@ def _sample(
     for k in range(ROUNDS):
         precision = weight / sizes**2
         grouped = None if run is None else noise.groups(precision, run, shared)
-        turned = discrepancy.rotate(noise.whiten(felt, precision, grouped))
-        seen = observed(data, turned, precision, weight.sum(), grouped, cells=cells)
+        if dense:
+            parts = _parts(felt, one * np.exp(trend * compute), known_error, weight, run, shared)
+            seen = _factored(data, *parts)
+        else:
+            turned = discrepancy.rotate(noise.whiten(felt, precision, grouped))
+            seen = observed(data, turned, precision, weight.sum(), grouped, cells=cells)
         values = normal.mode(form.model, seen, values, name=name, hold=form.HELD, others=others if k == 0 else ())
         residual = data["log_loss"] - form.log_curve(np, values, data)
         sd, error_sd = float(values["noise"]), float(values["form_error"])
@@ -99,16 +107,23 @@ def _sample(
     draw, options = (normal.sample if laplace else sampler.sample), options | {"hold": form.HELD, "others": others}
     if form_error and (laplace or not form.HELD):
         options["over"] = "form_error"
-    ratio = (values["noise"] / values["form_error"]) ** 2
-    seen = observed(data, turned, precision, weight.sum(), grouped, DROP * ratio, known, cells)
+    if dense:
+        parts = _parts(felt, one * np.exp(trend * compute), known_error, weight, run, shared)
+        seen = _factored(data, *parts, known)
+    else:
+        ratio = (values["noise"] / values["form_error"]) ** 2
+        seen = observed(data, turned, precision, weight.sum(), grouped, DROP * ratio, known, cells)
     result = draw(form.model, seen, values, name=name, seed=seed, **options)
 
     draws = {site: result.draws[site] for site in form.SITES}
     if form_error:
         p = {site: x.reshape(-1, *(x.shape[2:] or (1,))) for site, x in draws.items()}
-        residual = noise.whiten((data["log_loss"] - form.log_curve(np, p, data)).T, precision, grouped).T
+        residual, sds = data["log_loss"] - form.log_curve(np, p, data), (p["noise"][:, 0], p["form_error"][:, 0])
         rng = np.random.default_rng(seed)
-        weights = discrepancy.draw(turned, whitened, residual, p["noise"][:, 0], p["form_error"][:, 0], rng)
+        if dense:
+            weights = discrepancy.draw_factored(phi, *parts[:2], residual, *sds, rng)
+        else:
+            weights = discrepancy.draw(turned, whitened, noise.whiten(residual.T, precision, grouped).T, *sds, rng)
         if "recipes" in data:
             weights = discrepancy.of_each(weights, len(data["recipes"]))
         draws["discrepancy"] = weights.reshape(*draws["noise"].shape, *weights.shape[1:])
@@ -124,6 +139,34 @@ def _explained(felt: np.ndarray, run: np.ndarray | None, sd: float) -> np.ndarra
     if run is None or sd == 0:
         return felt
     return np.concatenate([felt, sd * (run[:, None] == np.arange(run.max() + 1))], axis=1)
+
+
+def _parts(
+    felt: np.ndarray, own: np.ndarray, known: np.ndarray, weight: np.ndarray, run: np.ndarray | None, shared: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The covariance of the rows, in parts: what noise^2 multiplies [row, row], the known one [row, row], and what
+    form_error^2 multiplies [row, row]. own: size of a row's own noise; known: of its known error; [row] each."""
+    together = 0.0 if run is None else shared * (run[:, None] == run)
+    return np.diag(own**2 / weight) + together, np.diag(known**2 / weight), felt @ felt.T
+
+
+def _factored(
+    data: dict[str, Any], own: np.ndarray, known: np.ndarray, form: np.ndarray, power: float = 1.0
+) -> dict[str, Any]:
+    """`data` with its rows padded, and what `grid.observe` needs where losses have known errors: `_parts`, which rows
+    are `there`, and the `power` to which their likelihood counts."""
+    rows = len(own)
+    more = _power_of_two(rows) - rows
+    pad = {key: np.pad(x, (0, more)) for key, x in {"own": own, "known": known, "form": form}.items()}
+    pad["known"] += np.diag(np.arange(rows + more) >= rows).astype(float)
+    return _padded(data, rows, rows + more) | pad | {"there": np.arange(rows + more) < rows, "power": power}
+
+
+def _padded(data: dict[str, Any], rows: int, size: int) -> dict[str, Any]:
+    return {
+        key: np.concatenate([value, np.repeat(value[:1], size - rows)]) if np.shape(value) == (rows,) else value
+        for key, value in data.items()
+    }
 
 
 def observed(
@@ -154,10 +197,7 @@ def observed(
         return out | {"known": known, "rest": known * (count - len(s)) - (k - len(s))}
     size = _power_of_two(rows)
     k = min(size, _power_of_two(max(len(s), 32)))
-    out = {
-        key: np.concatenate([value, np.repeat(value[:1], size - rows)]) if np.shape(value) == (rows,) else value
-        for key, value in data.items()
-    }
+    out = _padded(data, rows, size)
     out["root_precision"] = np.pad(np.sqrt(precision), (0, size - rows))
     out["project"] = np.pad(Q, ((0, size - rows), (0, k - len(s))))
     out["spread"] = np.pad(s**2, (0, k - len(s)))

@@ -114,6 +114,25 @@ def draw(
     return form_error * (free + (known - free @ V.T) @ V)
 
 
+def draw_factored(
+    phi: np.ndarray,
+    own: np.ndarray,
+    known: np.ndarray,
+    residual: np.ndarray,
+    noise: np.ndarray,
+    form_error: np.ndarray,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """As `draw`, where the noise's covariance is noise^2 own + known, [point, point] each: a draw from the prior moved
+    by what it leaves over (Matheron's rule). residual: [draw, point]."""
+    form, out = phi @ phi.T, []
+    for r, sd, error_sd in zip(residual, noise, form_error):
+        free, scatter = rng.standard_normal(phi.shape[1]), sd**2 * own + known
+        over = r - error_sd * phi @ free - np.linalg.cholesky(scatter) @ rng.standard_normal(len(r))
+        out.append(error_sd * (free + error_sd * phi.T @ np.linalg.solve(scatter + error_sd**2 * form, over)))
+    return np.array(out)
+
+
 def conditional_noise(
     rotated: Rotated,
     residual: np.ndarray,

@@ -159,7 +159,7 @@ def logaddexp(xp: Any, a: Any, b: Any) -> Any:
 def observe(log_curve: Any, data: dict[str, Any]) -> None:
     """numpyro: log losses lie about the curve with form error (`laws.forms.discrepancy`, integrated out) and noise.
 
-    data: of `prepare`, and what `laws.surface.observed` adds to it.
+    data: of `prepare`, and what `laws.surface` adds to it.
     """
     import jax.numpy as jnp
     import numpyro
@@ -167,6 +167,12 @@ def observe(log_curve: Any, data: dict[str, Any]) -> None:
 
     noise = numpyro.sample("noise", dist.LogNormal(np.log(4e-3), 1.0))
     form_error = numpyro.sample("form_error", dist.MixtureSameFamily(dist.Categorical(SHARES), dist.LogNormal(*SIZES)))
+    if "own" in data:  # losses have known errors
+        covariance = noise**2 * data["own"] + data["known"] + form_error**2 * data["form"]
+        residual = jnp.where(data["there"], data["log_loss"] - log_curve, 0.0)
+        seen = dist.MultivariateNormal(covariance_matrix=covariance).log_prob(residual)
+        numpyro.factor("log_loss", data["power"] * seen)
+        return
     if "root" in data:  # nodes stand for the cells
         whitened = data["seen"] - data["root"] @ log_curve
     else:
