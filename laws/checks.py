@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy.special import logsumexp, ndtri
+from scipy.stats import binom
 from scipy.stats import t as student
 
 from laws import forms, noise, tuning
@@ -26,6 +27,7 @@ from laws.runs import counted, finished, require
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 FAR = 4.0  # noise deviations from which a cell is named as an outlier
 BAD_K = 0.7  # Pareto k from which importance sampling is not to be trusted
+RARE = 0.005  # chance of as few, or as many, inside their intervals from which these are called too narrow, or too wide
 PATTERN = 0.01  # posterior predictive p below which a pattern in the residuals is reported
 NEIGHBOUR = "the next budget's residual"
 BEYOND = 10.0  # the answer watched: this many times the largest size and budget
@@ -38,11 +40,12 @@ FEW = 0.05  # of the cells: up to so many may be outliers, or hold the fit, with
 class Check:
     """What the checks found. `sentences`: one a check, for people; `worries`: those that say something is wrong.
 
-    table: one row a cell: params, tokens, measured, predicted (median), deviation (of the log loss, in noise standard
-    deviations), pit (where the measurement lies in the prediction made without it, 0 to 1), pareto_k, elpd, influence
-    (how far leaving the cell out moves the loss predicted BEYOND the data, in posterior standard deviations; the last
-    three nan for runs the law was not fitted to). coverage: level -> share of measurements inside. residuals: columns
-    pattern, correlation, p. prior, sensitivity: of `laws.prior_checks`, None where they were not asked for.
+    table: one row a cell: params, tokens, measured, predicted (median), deviation (of the log loss, in standard
+    deviations of noise and known error), pit (where the measurement lies in the prediction made without it, 0 to 1),
+    pareto_k, elpd, influence (how far leaving the cell out moves the loss predicted BEYOND the data, in posterior
+    standard deviations; the last three nan for runs the law was not fitted to), known_error (of ln loss, where there
+    are standard errors). coverage: level -> share of measurements inside. residuals: columns pattern, correlation, p.
+    prior, sensitivity: of `laws.prior_checks`, None where they were not asked for.
     """
 
     law: str
@@ -82,10 +85,12 @@ def check(posterior: Posterior, runs: Any, *, recipe: str | None = None, prior: 
         elpd=logsumexp(log_lik, axis=0, b=weights) if own else np.nan,
         influence=influence,
     )
+    if error is not None:
+        table["known_error"] = error
     coverage = {level: float(np.mean(np.abs(pit - 0.5) <= level / 2)) for level in LEVELS}
     residuals = _patterns(below, cells)
-    said = [_diagnostics(posterior), _coverage(coverage, len(cells), own), _residuals(residuals), _outliers(table)]
-    said += [_error_of_form(posterior, where), *([_dominant(table)] if own else [])]
+    said = [_diagnostics(posterior), _coverage(pit, own, error is not None), _residuals(residuals), _outliers(table)]
+    said += [_error_of_form(posterior, where, error), *([_dominant(table)] if own else [])]
     found: dict[str, Any] = {}
     if prior and own and hasattr(forms.get(posterior.law), "priors"):
         from laws import prior_checks
@@ -247,16 +252,19 @@ def _diagnostics(posterior: Posterior) -> Said:
     return fine, f"The chains {'agree' if fine else 'do not vouch for this fit'} ({text})."
 
 
-def _coverage(coverage: dict[float, float], cells: int, own: bool) -> Said:
-    """Off if the share inside 90% is further from it than chance allows in 99 of 100 tables."""
-    slack = 2.6 * np.sqrt(0.9 * 0.1 / cells)
-    inside = coverage[0.9]
+def _coverage(pit: np.ndarray, own: bool, known: bool) -> Said:
+    """Off where the share inside an interval is further from its level than chance allows in 99 of 100 tables. pit:
+    [cell]; known: whether the losses have standard errors."""
+    off = np.abs(pit - 0.5)
+    inside = {level: int((off <= level / 2).sum()) for level in (0.9, 0.5)}
     how = "predicted from all the others" if own else "that the law was not fitted to"
-    text = f"Of the {cells} cells, {how}, {inside:.0%} lie inside their 90% interval and {coverage[0.5]:.0%} inside 50%"
-    if inside < 0.9 - slack:
+    text = f"Of the {len(pit)} cells, {how}, {inside[0.9] / len(pit):.0%} lie inside their 90% interval and "
+    text += f"{inside[0.5] / len(pit):.0%} inside 50%"
+    if any(binom.cdf(count, len(pit), level) < RARE for level, count in inside.items()):
         return False, f"{text}: the intervals are too narrow."
-    if inside > 0.9 + slack:
-        return True, f"{text}: the intervals are wider than they need be."
+    if any(binom.sf(count - 1, len(pit), level) < RARE for level, count in inside.items()):
+        why = ", as where standard errors are too large or shared by the cells" if known else ""
+        return True, f"{text}: the intervals are wider than they need be{why}."
     return True, f"{text}: as they should."
 
 
@@ -290,17 +298,24 @@ def _outliers(table: pd.DataFrame) -> Said:
     )
 
 
-def _error_of_form(posterior: Posterior, where: dict[str, np.ndarray]) -> Said:
+def _error_of_form(posterior: Posterior, where: dict[str, np.ndarray], error: np.ndarray | None) -> Said:
     noise = float(np.median(posterior.draws["noise"]))
+    known = "" if error is None else f", the known error of its loss {_shares(error)}"
     if "discrepancy" not in posterior.draws:
-        text = f"A run scatters by {noise:.2%} and the form is taken for true"
+        text = f"A run scatters by {noise:.2%}{known} and the form is taken for true"
         return False, f"{text}: trust no interval beyond the data."
     law = {site: x for site, x in posterior.samples.items() if site != "discrepancy"}
     curve = mean_loss(Posterior(posterior.law, law, posterior.meta), where)
     off = float(np.sqrt(np.mean(np.mean(np.log(mean_loss(posterior, where) / curve), axis=0) ** 2)))
-    larger = "noise" if off < noise else "the form"
-    text = f"On these cells the law's form is off by {off:.2%}, a run's noise is {noise:.2%}"
-    return True, f"{text}: {larger} is the larger error."
+    sizes = {"the form": off, "noise": noise, "the known error": 0.0 if error is None else float(np.median(error))}
+    largest = max(sizes, key=lambda name: sizes[name])
+    text = f"On these cells the law's form is off by {off:.2%}, a run's noise is {noise:.2%}{known}"
+    return True, f"{text}: {largest} is the {'larger' if error is None else 'largest'} error."
+
+
+def _shares(error: np.ndarray) -> str:
+    low, high = error.min(), error.max()
+    return f"{low:.2%}" if f"{low:.2%}" == f"{high:.2%}" else f"{low:.2%} to {high:.2%}"
 
 
 def _dominant(table: pd.DataFrame) -> Said:

@@ -16,7 +16,7 @@ from laws import forms, tuning
 from laws.errors import FitError, InputError
 from laws.posterior import Posterior
 from laws.runs import counted, diverged, finished, require
-from laws.schema import listed
+from laws.schema import listed, unread_error
 
 DRAWS = 1000  # kept for prediction, evenly thinned; diagnostics are of all draws
 Progress = Callable[[int, int], None]
@@ -79,6 +79,9 @@ def fit(
         raise InputError(f"{law} learns from runs that are badly tuned; tuned_by (--tuned-by) is for laws of the loss")
     table = tuning.read(runs, target, recipe, tuned_by)
     doubt = tuning.doubt(table, target) if size == "params" and "loss" in form.QUANTITIES else ""
+    unread = unread_error(table, target) if "loss" in form.QUANTITIES else ""
+    if unread:
+        table.attrs["notes"] = [*table.attrs.get("notes", []), unread]
     table = counted(table, size)
     source = str(table.attrs.get("source", "table"))
     table = require(table, ("params", "tokens", target, *form.COLUMNS), law)

@@ -57,6 +57,12 @@ _COUNTS = (
 )
 _SHAPES = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "vocab_size")
 _NUMBERS = (*_COUNTS, *LOSSES, *ERRORS, *_SHAPES)
+# A number as a column may hold it, where that is not 7e9.
+_LIKE = dict.fromkeys(LOSSES, "2.31") | dict.fromkeys(ERRORS, "0.002")
+_LIKE |= {"lr": "3e-4", "batch_tokens": "5e5", "seq_len": "4096", "n_experts": "8", "top_k": "2", "portion": "0.5"}
+_LIKE |= {"step": "1000", "flops": "1e20", "n_layers": "24", "n_heads": "16", "n_kv_heads": "4"}
+_LIKE |= {"d_model": "2048", "d_ff": "8192", "vocab_size": "50304"}
+_ERROR_ALSO = ("sd", "std", "stderr", "sem", "err", "error")  # after a loss's name: may be meant for its standard error
 # What other tables call these columns; used only to name the likely column in a message, never to rename.
 _ALSO = {
     "params": ("n", "parameters", "n_params", "num_params", "model_size", "non_embedding_params", "size"),
@@ -108,7 +114,9 @@ def _number(runs: pd.DataFrame, column: str, name: str, lines: bool) -> pd.Serie
     numbers = pd.to_numeric(given, errors="coerce")
     text = numbers.isna() & given.notna()
     if text.any():
-        raise InputError(_bad(runs, name, lines, text, column, "not a number; write digits, such as 7e9"))
+        raise InputError(
+            _bad(runs, name, lines, text, column, f"not a number; write digits, such as {_LIKE.get(column, '7e9')}")
+        )
     return numbers.astype("float64")
 
 
@@ -323,6 +331,15 @@ def hint(runs: pd.DataFrame, column: str, listing: bool = True) -> str:
         unit = "; give tokens, not sequences" if column == "batch_tokens" else ""
         return f"; rename {near[0]!r} to {column!r}{unit}"
     return f"; columns there: {listed(list(runs.columns))}" if listing else ""
+
+
+def unread_error(runs: pd.DataFrame, target: str) -> str:
+    """A sentence where a column looks like the standard error of `target` by another name, or nothing."""
+    lower = {str(c).lower(): c for c in runs.columns}
+    also = [lower[name] for end in _ERROR_ALSO if (name := f"{target}_{end}") in lower]
+    if not also or (error := f"{target}_se") in runs:
+        return ""
+    return f"column {also[0]!r} is not used; where it is the standard error of {target}, name it {error!r}"
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -4,8 +4,8 @@ the form error given the parameters.
 Noise is as `laws.noise` has it; a run's precision is found here by expectation-maximisation at the mode. Many cells are
 seen through a few nodes (`laws.nodes`), fewer are padded to powers of two: tables of like size share programs. Where
 losses have known errors, the noise's share of a run's variance changes with the noise, so that no rotation of the cells
-does for all of its values: up to MANY cells their covariance is factored anew at each, beyond that the share stays as
-it is at the mode.
+does for all of its values: up to FACTORED cells their covariance is factored anew at each, beyond that the share stays
+as it is at the mode.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ ROUNDS = 20  # of expectation and maximisation, at most
 TOLERANCE = 0.05  # of precisions, between rounds
 DROP = 1e-3  # share of the noise below which a coordinate of the form error is left to it while sampling
 MANY = 128  # cells from which on nodes stand for them
+FACTORED = 64  # cells up to which known errors have their covariance factored at every step
 HIDDEN = 0.3  # of the smallest known errors, of more cells: noise below it is not looked for
 OUTLIER = 0.15  # share of an ordinary run's precision below which a run is named as an outlier: about 5 deviations
 
@@ -66,7 +67,7 @@ def _sample(
     felt, run = phi * form_error, data.get("run")
     one = 1 / np.sqrt(data.get("seeds", np.ones(len(phi))))  # size of the noise of a mean over seeds
     known_error = data.get("error", np.zeros(len(phi)))
-    dense = bool(known_error.any()) and len(phi) <= MANY
+    dense = bool(known_error.any()) and len(phi) <= FACTORED
     hidden = 0.0 if dense else HIDDEN * np.quantile(known_error, 0.1)
     data = {key: value for key, value in data.items() if key not in ("run", "seeds", "error")}
     compute = data["n"] + data["d"]

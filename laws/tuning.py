@@ -86,12 +86,17 @@ def tuned(
 
 def read(runs: Any, target: str, recipe: str | None, by: Any) -> pd.DataFrame:
     """`laws.load_runs`, and `tuned` where `by` names a posterior."""
-    return load_runs(runs, recipe=recipe) if by is None else tuned(runs, by, target, recipe=recipe)
+    table = load_runs(runs, recipe=recipe)
+    if name := name_of(table):
+        again = "; they are not tuned again (tuned_by, --tuned-by)" if by is not None else ""
+        table.attrs["notes"] = [f"these losses are already tuned, by {name}{again}"]
+        return table
+    return table if by is None else tuned(table, by, target)
 
 
 def name_of(table: pd.DataFrame) -> str:
     """The posterior by which a table was tuned, or nothing."""
-    return next((name for name in table.get("tuned_by", []) if name), "")
+    return next((name for name in table.get("tuned_by", []) if isinstance(name, str) and name), "")
 
 
 @dataclass(frozen=True)
@@ -217,6 +222,8 @@ def _posterior(by: Any) -> tuple[Posterior, str]:
     if isinstance(by, Posterior):
         posterior, name = by, f"a posterior of {by.meta.get('source', 'a table')}"
     else:
+        if not str(by).strip():
+            raise InputError("tuned_by (--tuned-by) is empty; give steplaw, or the file of a fit of it")
         posterior, name = load_posterior(by), str(by)
     if posterior.law != "steplaw":
         raise InputError(
@@ -247,9 +254,10 @@ def doubt(runs: pd.DataFrame, target: str) -> str:
     if high - low < max(UNEVEN, CLEARLY * np.median(found.error)):
         return ""
     return (
-        f"by Step Law the best runs of these cells lie {_share(low)} to {_share(high)} above their best lr and "
-        "batch_tokens, which a law of the loss takes for N and D: if the recipe is like Step Law's, correct for it by "
-        "tuned_by='steplaw' (--tuned-by steplaw), else by a steplaw fit of your own sweeps"
+        f"by Step Law the best runs of the middle 80% of these cells lie {_share(low)} to {_share(high)} above their "
+        "best lr and batch_tokens, which a law of the loss takes for N and D: if the recipe is like Step Law's, "
+        "correct for it by tuned_by='steplaw' (fit and backtest: --tuned-by steplaw), else by a steplaw fit of your "
+        "own sweeps"
     )
 
 
@@ -262,8 +270,8 @@ def _notes(table: pd.DataFrame, found: Cells, known: np.ndarray, posterior: Post
     excess = found.excess[known]
     notes = [
         f"{target} is taken as Step Law expects it of each cell's best lr and batch_tokens: {found.used} runs in "
-        f"{len(known)} cells, lowered by {_share(np.median(excess))} at the median, {_share(excess.min())} to "
-        f"{_share(excess.max())}"
+        f"{len(known)} cells, lowered by {_share(np.median(excess))} at the median, by "
+        f"{_share(excess.min())} at least and {_share(excess.max())} at most"
     ]
     if not known.all():
         notes.append(

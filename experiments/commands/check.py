@@ -47,7 +47,11 @@ def run(args: argparse.Namespace) -> int:
          f"{100 * (r.measured / r.predicted - 1):+.2f}%", f"{r.deviation:+.1f}", f"{r.pareto_k:.2f}"]
         for r in worst.itertuples()
     ]  # fmt: skip
-    head = ["N", "tokens", "measured", "law", "off", "in noise", "Pareto k"]
+    known = "known_error" in worst
+    head = ["N", "tokens", "measured", "law", "off", "in noise and known error" if known else "in noise", "Pareto k"]
+    if known:
+        head.append("known error")
+        rows = [[*row, f"{error:.2%}"] for row, error in zip(rows, worst["known_error"])]
     print()
     show.console().print(show.table("the cells furthest from the law", head, rows, left=0))
     return 0

@@ -35,5 +35,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         for refusal in found.refusals:
             print(f"note: {refusal}")
+        for warning in dict.fromkeys(text for fitted in found.posteriors.values() for text in fitted.warnings):
+            print(f"note: {warning}")
         print(f"{show.plural(len(found.runs), 'run')}, {', '.join(found.posteriors) or 'no law'} fitted: {out}")
     return 0

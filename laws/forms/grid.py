@@ -165,13 +165,15 @@ def observe(log_curve: Any, data: dict[str, Any]) -> None:
     import numpyro
     import numpyro.distributions as dist
 
+    from laws.covariance import inverse
+
     noise = numpyro.sample("noise", dist.LogNormal(np.log(4e-3), 1.0))
     form_error = numpyro.sample("form_error", dist.MixtureSameFamily(dist.Categorical(SHARES), dist.LogNormal(*SIZES)))
     if "own" in data:  # losses have known errors
         covariance = noise**2 * data["own"] + data["known"] + form_error**2 * data["form"]
         residual = jnp.where(data["there"], data["log_loss"] - log_curve, 0.0)
-        seen = dist.MultivariateNormal(covariance_matrix=covariance).log_prob(residual)
-        numpyro.factor("log_loss", data["power"] * seen)
+        precision, logs = inverse(covariance)
+        numpyro.factor("log_loss", -data["power"] * (residual @ precision @ residual + logs) / 2)
         return
     if "root" in data:  # nodes stand for the cells
         whitened = data["seen"] - data["root"] @ log_curve
