@@ -167,6 +167,9 @@ def test_rows_that_cannot_be_judged_stay_and_hopeless_cells_go(case, steplaw):
     assert any(note.startswith("2 of 30 rows lack") for note in notes)
     assert any(note.startswith("1 of 27 cells left out") for note in notes)
     pd.testing.assert_frame_equal(laws.tuned(out), load_runs(out))  # once is enough
+    for by in (None, "steplaw"):
+        (note,) = tuning.read(out, "loss", None, by).attrs["notes"]
+        assert note.startswith("these losses are already tuned, by steplaw") and ("again" in note) == (by is not None)
 
 
 def test_doubt_is_for_runs_that_are_off_unevenly(case, steplaw):
@@ -191,6 +194,7 @@ def test_refusals(case, tmp_path):
     truth, runs = case
     chinchilla = laws.Posterior("chinchilla", {}, {})
     assert "no posterior named 'stplaw'" in refused("chinchilla", runs, tuned_by="stplaw")
+    assert "is empty" in refused("chinchilla", runs, tuned_by="")
     assert "'lr'" in refused("chinchilla", truth, tuned_by="steplaw")
     assert "laws of the loss" in refused("steplaw", runs, tuned_by="steplaw")
     assert "is of chinchilla" in refused("chinchilla", runs, tuned_by=chinchilla)
