@@ -6,14 +6,17 @@ rest is what every population costs beside: first weights, evaluation, checkpoin
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from engine import config as config_lib
@@ -36,7 +39,7 @@ class Cost:
     bytes: int  # of a device
     fits: bool
     # Seconds, NaN where it does not fit:
-    compile_s: float = math.nan  # by the compiler, the first time; later it is read from a disk
+    compile_s: float = math.nan  # by the compiler, the first time; later what it made is read from a disk
     start_s: float = math.nan  # by a process's first population, beside: tracing, reading what was compiled
     fixed_s: float = math.nan  # by every population, whatever its steps
     step_s: float = math.nan  # by a step of all trials
@@ -72,8 +75,9 @@ def measure(trials: Sequence[TrainConfig]) -> Cost:
         begun = time.monotonic()
         lowered = population.lowered_train_steps(lanes.with_lanes(config, n_lanes), trials, mesh, call_steps)
         traced = time.monotonic()
-        made = lowered.compile()
-        return traced - begun, time.monotonic() - traced, memory.of_program(made)
+        with _compiler() as seen:
+            made = lowered.compile()
+        return traced - begun, time.monotonic() - traced + seen["saved"], memory.of_program(made)
 
     n_lanes = config.compute.lanes or n
     trace_s, compile_s, size = compiled(n_lanes)
@@ -84,7 +88,9 @@ def measure(trials: Sequence[TrainConfig]) -> Cost:
     chosen = lanes.choose(config, trials, mesh, call_steps)
     if chosen != n_lanes:
         trace_s, compile_s, size = compiled(chosen)
-    first, short = _seconds(trials, chosen, SHORT), _seconds(trials, chosen, SHORT)
+    with _compiler() as beside:  # what makes first weights, and evaluates
+        first = _seconds(trials, chosen, SHORT)
+    short = _seconds(trials, chosen, SHORT)
     steps, spent = SHORT, short
     most = min(MOST_STEPS, max(t.steps for t in trials))
     while spent - short < max(LASTING, short) and steps < most:  # else what is beside steps would drown them
@@ -95,13 +101,39 @@ def measure(trials: Sequence[TrainConfig]) -> Cost:
         n,
         size,
         True,
-        compile_s=compile_s,
-        start_s=trace_s + max(0.0, first - short),
+        compile_s=compile_s + beside["spent"] + beside["saved"],
+        start_s=trace_s + max(0.0, first - beside["spent"] - short),
         fixed_s=max(0.0, short - SHORT * step_s),
         step_s=step_s,
     )
     measurements.keep("pilots", _key(trials, mesh, chosen), dataclasses.asdict(cost))
     return cost
+
+
+@contextlib.contextmanager
+def _compiler() -> Iterator[dict[str, float]]:
+    """Seconds of the compiler meanwhile: `spent` on programs that are on disk from then on, and `saved` by those that
+    were (JAX keeps whole seconds of each)."""
+    seconds, missed = {"spent": 0.0, "saved": 0.0}, [False]
+    least = jax.config.jax_persistent_cache_min_compile_time_secs  # type: ignore[attr-defined]  # faster: not kept
+
+    def happened(event: str, **_: Any) -> None:
+        missed[0] |= event == "/jax/compilation_cache/cache_misses"
+
+    def took(event: str, duration_secs: float, **_: Any) -> None:
+        if event == "/jax/compilation_cache/compile_time_saved_sec":
+            seconds["saved"] += max(0.0, duration_secs)
+        if event == "/jax/core/compile/backend_compile_duration":
+            seconds["spent"] += duration_secs * (missed[0] and duration_secs >= least)
+            missed[0] = False
+
+    jax.monitoring.register_event_listener(happened)
+    jax.monitoring.register_event_duration_secs_listener(took)
+    try:
+        yield seconds
+    finally:
+        jax.monitoring.unregister_event_listener(happened)
+        jax.monitoring.unregister_event_duration_listener(took)
 
 
 def _fits(size: float) -> bool:

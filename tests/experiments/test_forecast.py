@@ -6,6 +6,7 @@ import time
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from engine import pilot
 from engine.config import replace
@@ -112,6 +113,32 @@ def test_what_would_take_too_long_is_not_tried(piloted):
     huge = replace(fakes.BASE, {"model.d_model": 16384, "batch_size": 4096, "tokens": 1e9, "optim.warmup_steps": 0})
     asked = piloted(room=9)
     assert measure(make_plan("g", [huge])) == {} and asked == []
+
+
+def test_what_is_compiled_once_is_told_from_what_every_process_does(tmp_path):
+    """Compiled it is `spent`, read from the disk it is not, and what that saved is known."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+
+    def compiled():
+        with pilot._compiler() as seen:
+            jax.jit(lambda x: jax.lax.fori_loop(0, 3, lambda i, y: jax.numpy.linalg.qr(x @ y)[0], x))(x)
+        return seen
+
+    try:
+        for name, value in zip(names, (str(tmp_path), 0.0)):
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        x = jax.numpy.eye(64)
+        first, second = compiled(), compiled()
+        assert first["spent"] > 0 == first["saved"] and second["spent"] == 0
+        with pilot._compiler() as seen:
+            jax.monitoring.record_event_duration_secs("/jax/compilation_cache/compile_time_saved_sec", 7.0)
+        assert seen == {"spent": 0.0, "saved": 7.0}
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
 
 
 def test_a_real_pilot_and_what_status_says_of_its_forecast(tmp_path, monkeypatch, capsys):
