@@ -327,7 +327,7 @@ def _dominant(table: pd.DataFrame) -> Said:
     )
     if bad.empty:
         return True, f"No single cell decides the fit (Pareto k at most {table['pareto_k'].max():.2f}); {sway}."
-    return len(bad) <= FEW * len(table), (
+    return len(bad) <= max(1, FEW * len(table)), (
         f"{len(bad)} of {len(table)} cells hold the fit by themselves (Pareto k above {BAD_K:g}), foremost "
         f"{', '.join(_names(bad))}: their own score is not to be trusted; {sway}."
     )
