@@ -16,7 +16,7 @@ class Whitening(NamedTuple):
 
     own: 1 at that coordinate, 0 elsewhere [k]; all 0 where nothing bends. centre, spread: its mean and deviation.
     knots: its values [knot], evenly spaced, at which means [knot, k] and lower triangular roots [knot, k, k] are given,
-    with zeros in its own row and column; one knot where nothing bends.
+    with zeros in its own row and column; one knot, and any root, where nothing bends.
     """
 
     own: Any
@@ -28,6 +28,8 @@ class Whitening(NamedTuple):
 
     def place(self, white: Any) -> tuple[Any, Any]:
         """(unconstrained coordinates, the map's log determinant up to a constant)."""
+        if len(self.means) == 1:
+            return self.means[0] + self.roots[0] @ white, 0.0
         u = self.centre + self.spread * (self.own @ white)
         mean, root = self._at(u)
         return mean + root @ white + self.own * u, jnp.sum(jnp.log(jnp.diagonal(root) + self.own))
@@ -50,9 +52,9 @@ class Whitening(NamedTuple):
 
 
 def straight(mean: Any, root: Any) -> Whitening:
-    """Nothing bends. root: any factor of the covariance."""
-    root = jnp.linalg.cholesky(root @ root.T)
-    return Whitening(jnp.zeros(len(mean)), 0.0, 1.0, jnp.zeros(1), jnp.asarray(mean)[None], root[None])
+    """Nothing bends. root: any factor of the covariance; its columns are the axes along which NUTS adapts its steps."""
+    mean, root = jnp.asarray(mean), jnp.asarray(root)
+    return Whitening(jnp.zeros(len(mean)), 0.0, 1.0, jnp.zeros(1), mean[None], root[None])
 
 
 @jax.jit
