@@ -14,12 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from numpyro.infer.hmc import hmc
 
 from laws import normal, sampler
 from laws.errors import FitError
-from laws.whitening import Whitening, place_all, straight
+from laws.whitening import Whitening, place_all
 
 CHAINS, WARMUP, DRAWS, CHUNK = 2, 200, 300, 50
 ACCEPT, DEPTH = 0.8, 7
@@ -40,11 +39,10 @@ class Together:
         with jax.enable_x64(True):
             data = {key: jnp.asarray(value) for key, value in data.items()}
             modes = normal.find_modes(model, data, [start, *others], hold, name)
-            (mode, scale), begin = modes[0], np.random.default_rng(seed).standard_normal((CHAINS, len(modes[0][1])))
-            way = straight(ravel_pytree(mode)[0], scale)
-            if over or len(modes) > 1:
-                way, begin = sampler.approximated(model, data, [m for m, _ in modes], over, CHAINS, seed)
-        self.asked[seed] = model, data, mode, way, begin
+            way, begin = sampler.whitened(model, data, modes, over, CHAINS, seed)
+        if begin is None:
+            begin = np.random.default_rng(seed).standard_normal((CHAINS, len(way.own)))
+        self.asked[seed] = model, data, modes[0][0], way, begin
         self.waits.release()
         self.drawn.wait()
         if seed not in self.answers:

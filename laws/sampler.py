@@ -68,12 +68,10 @@ def sample(
     with jax.enable_x64(True):
         data = {key: jnp.asarray(value) for key, value in data.items()}
         modes = find_modes(model, data, [start, *others], hold, name)
-        (mode, scale), begin, mixed = modes[0], None, over or len(modes) > 1
-        way = straight(ravel_pytree(mode)[0], scale)
-        if mixed:
-            way, begin = approximated(model, data, [mode for mode, _ in modes], over, chains, seed)
+        mode, mixed = modes[0][0], over or len(modes) > 1
+        way, begin = whitened(model, data, modes, over, chains, seed)
         done, half = 0, num_warmup // 2
-        first_run = not mixed and chains * half >= ENOUGH * scale.shape[0]
+        first_run = not mixed and chains * half >= ENOUGH * len(way.own)
         for accept in (0.8 if first_run or mixed else MANY, 0.98):
             run = _Run(model, data, mode, way, accept, seed, chains, half, on_progress, done, begin)
             if first_run:
@@ -107,12 +105,21 @@ def sample(
     return Samples(draws, diagnostics)
 
 
-def approximated(
-    model: Model, data: dict[str, Any], modes: Sequence[dict[str, dict]], over: str, chains: int, seed: int
-) -> tuple[Whitening, jax.Array]:
-    """(whitening, where `chains` start in it) by `laws.normal.mixture`: spread over it, so that chains that find the
-    same have found all of it that weighs as much as one of them."""
-    found = mixture(model, data, modes, over)
+def whitened(
+    model: Model,
+    data: dict[str, Any],
+    modes: Sequence[tuple[dict[str, dict], jax.Array]],
+    over: str,
+    chains: int,
+    seed: int,
+) -> tuple[Whitening, jax.Array | None]:
+    """(whitening, where `chains` start in it), given `laws.normal.find_modes`: by its one mode, with no starts; or, of
+    several modes or with `over`, by `laws.normal.mixture`, and spread over it, so that chains that find the same have
+    found all of it that weighs as much as one of them."""
+    if not over and len(modes) == 1:
+        mode, scale = modes[0]
+        return straight(ravel_pytree(mode)[0], scale), None
+    found = mixture(model, data, [mode for mode, _ in modes], over)
     z = found.draws(np.random.default_rng(seed).standard_normal((NORMAL, found.means.shape[1])))
     way = found.whitening() if over else straight(z.mean(axis=0), np.linalg.cholesky(np.cov(z.T)))
     spread = z[((np.arange(chains) + 0.5) / chains * NORMAL).astype(int)]
