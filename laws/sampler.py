@@ -36,6 +36,7 @@ NORMAL = 4000  # draws of the normal approximations
 ENOUGH = 10  # draws a coordinate: the covariance of fewer is noisier than the inverse Hessian is wrong
 MANY = 0.7  # acceptance aimed at with more coordinates than that: longer steps, no more of them
 FEW = 0.002  # share of draws that may diverge before all start again with smaller steps
+TOO_MANY = 0.01  # share at which those are refused
 
 
 def sample(
@@ -72,7 +73,7 @@ def sample(
         way, begin = whitened(model, data, modes, over, chains, seed)
         done, half = 0, num_warmup // 2
         first_run = not mixed and chains * half >= ENOUGH * len(way.own)
-        for accept in (0.8 if first_run or mixed else MANY, 0.98):
+        for accept, most in ((0.8 if first_run or mixed else MANY, FEW), (0.98, TOO_MANY)):
             run = _Run(model, data, mode, way, accept, seed, chains, half, on_progress, done, begin)
             if first_run:
                 run.extend(half, then=half + num_samples)
@@ -80,14 +81,14 @@ def sample(
             run.extend(num_samples)
             for _ in range(EXTENSIONS):
                 settled = run.rhat <= MAX_RHAT and run.ess >= MIN_ESS
-                if settled or run.ess * (EXTENSIONS + 1) * num_samples < HOPELESS * MIN_ESS * run.draws:
+                hopeless = run.ess * (EXTENSIONS + 1) * num_samples < HOPELESS * MIN_ESS * run.draws
+                if settled or hopeless or run.diverged > most:
                     break
                 run.extend(num_samples)
-            if run.divergences <= FEW * run.draws * chains:
+            if run.diverged <= most:
                 break
             done = run.done
-        diverged = run.divergences / (run.draws * chains)
-        if run.rhat > MAX_RHAT or run.ess < MIN_ESS or diverged > 0.01:
+        if run.rhat > MAX_RHAT or run.ess < MIN_ESS or run.diverged > TOO_MANY:
             raise FitError(
                 f"{name}: the sampler did not settle (R-hat {run.rhat:.3f}, want at most {MAX_RHAT}; {run.ess:.0f} "
                 f"effective draws, want {MIN_ESS:.0f}; {run.divergences} divergences in {run.draws * chains} draws): "
@@ -183,6 +184,11 @@ class _Run:
         self.white: list[np.ndarray] = []
         self.draws, self.divergences, self.mean_steps = 0, 0, 0.0
         self.rhat, self.ess = np.inf, 0.0
+
+    @property
+    def diverged(self) -> float:
+        """Share of the kept draws."""
+        return self.divergences / (self.draws * len(self.state.i))
 
     def rewhitened(self, accept: float, seed: int, num_warmup: int) -> _Run:
         """Fresh chains, whitened by these draws' covariance, shrunk towards the identity by their number."""

@@ -114,6 +114,13 @@ def test_a_bend_between_nodes_is_noticed(cells):
     assert found.close(smooth, draws, cells) and not found.close(kink, draws, cells)
 
 
+@pytest.mark.parametrize("bent, close", [(5, True), (50, False)])
+def test_a_few_wild_draws_are_no_reason_to_distrust_nodes(cells, bent, close):
+    size = np.r_[np.full(bent, 0.01), np.zeros(1000 - bent)]
+    draws = {"noise": np.full((1, 1000), 0.003), "size": np.random.default_rng(0).permutation(size)[None]}
+    assert nodes.of(cells).close(lambda xp, p, x: p["size"] * xp.abs(x["n"]), draws, cells) == close
+
+
 def test_a_law_of_more_than_two_axes_has_no_nodes(cells):
     assert nodes.of(cells | {"unique_tokens": cells["d"]}) is None
     assert nodes.of(cells | {"run": np.arange(CELLS)}) is not None

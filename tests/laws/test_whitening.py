@@ -7,6 +7,7 @@ import numpyro.distributions as dist
 import pytest
 
 from laws import sampler
+from laws.errors import FitError
 from laws.normal import STEP, Mixture
 from laws.whitening import straight
 
@@ -59,3 +60,16 @@ def test_a_funnel_is_walked_to_both_ends():
     z = (found.draws["x"] - 1.0) / found.draws["size"][..., None]
     assert z.std() == pytest.approx(1.0, rel=0.05)
     assert found.diagnostics["divergences"] <= 4
+
+
+def test_chains_that_diverge_start_again_at_once_with_smaller_steps(monkeypatch):
+    """They do not go on first: those draws would be thrown away."""
+    # Every share of draws is too many, no chains have mixed, none are hopeless.
+    for name, value in {"FEW": -1.0, "MAX_RHAT": 0.0, "HOPELESS": 0.0}.items():
+        monkeypatch.setattr(sampler, name, value)
+    data, start, done = {"middle": 1.0}, {"size": 0.02, "x": np.ones(3)}, []
+    settings = {"num_warmup": 100, "num_samples": 100, "on_progress": lambda now, total: done.append(now)}
+    with pytest.raises(FitError, match="did not settle"):
+        sampler.sample(funnel, data, start, name="funnel", over="size", **settings)
+    first, second = 50 + 100, 50 + 100 + sampler.EXTENSIONS * 100
+    assert done[-1] == first + second
