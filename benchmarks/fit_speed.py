@@ -1,6 +1,6 @@
 """How long fits, predictions and the import take, beside PyMC with nutpie and the `chinchilla` package.
 
-    python -m benchmarks.fit_speed [fits steplaw nutpie coefficients predict import]
+    python -m benchmarks.fit_speed [fits steplaw busy nutpie coefficients predict import]
 
 PyMC and nutpie (`pip install pymc nutpie`) sample the same density: Chinchilla's priors and the marginal likelihood
 with form error, over all cells (`laws.fit` sees more than 128 cells through `laws.nodes`). The `chinchilla` package
@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,29 @@ def steplaw_rows(name: str) -> Iterator[list[str]]:
         yield [what, f"{seconds:.1f}", f"{worked:.1f}", f"{d['max_rhat']:.3f}", f"{d['min_ess']:.0f}"]
 
 
+def busy() -> Iterator[list[str]]:
+    """The nested law to 245 rows, warm, while other processes keep no core, one, or all of them busy: as it is, and
+    with as many threads of OpenBLAS as there are cores, its default."""
+    from laws import threads
+
+    runs, spin = table("epoch-chinchilla"), [sys.executable, "-c", "while True: pass"]
+    held = threads.threadpool_limits
+    for others in sorted({0, 1, os.cpu_count() or 1}):
+        spinning = [subprocess.Popen(spin) for _ in range(others)]
+        seconds = []
+        try:
+            for limits in (held, lambda **_: nullcontext()):
+                threads.threadpool_limits = limits
+                for seed in SEEDS:
+                    timed("nested", runs, seed)
+                seconds.append(min(timed("nested", runs, seed)[0] for seed in SEEDS))
+        finally:
+            threads.threadpool_limits = held
+            for process in spinning:
+                process.kill()
+        yield [str(others), *(f"{s:.1f}" for s in seconds)]
+
+
 # --- the same density in PyMC ----------------------------------------------------------------------------------------
 
 
@@ -116,6 +140,8 @@ def pymc_model(data: dict[str, Any]) -> Any:
     import pymc as pm
     import pytensor.tensor as pt
 
+    from laws.forms import grid
+
     there, along = data["root_precision"] > 0, data["spread"] > 0
     n, d, y, root = (data[key][there] for key in ("n", "d", "log_loss", "root_precision"))
     project, spread = data["project"][there][:, along], data["spread"][along]
@@ -126,7 +152,8 @@ def pymc_model(data: dict[str, Any]) -> Any:
         slope_N = pm.Normal("log_slope_N", np.log(0.35) + share[1], 0.6)
         slope_D = pm.Normal("log_slope_D", np.log(0.35) + share[2], 0.6)
         noise = pm.LogNormal("noise", np.log(4e-3), 1.0)
-        form_error = pm.LogNormal("form_error", np.log(1.5e-2), 0.7)
+        sizes = [pm.LogNormal.dist(mu, sigma) for mu, sigma in zip(*grid.SIZES)]
+        form_error = pm.Mixture("form_error", w=grid.SHARES, comp_dists=sizes)
         terms = [
             center + share[0] + pt.zeros_like(n),
             center + share[1] - pt.exp(slope_N - share[1]) * n,
@@ -324,6 +351,7 @@ def imports() -> Iterator[list[str]]:
 PARTS: dict[str, tuple[str, str, Callable[[], Iterable[Any]]]] = {
     "fits": ("laws.fit", "law,table,cold s,warm s,R-hat,least ESS,ESS / s", fits),
     "steplaw": ("laws.fit of Step Law", "table,s,CPU s,R-hat,least ESS", steplaw),
+    "busy": ("On a busy machine", "cores kept busy by others,s,s with OpenBLAS on all cores", busy),
     "nutpie": (
         "The same density in PyMC with nutpie",
         "sampler,table,s,R-hat,least ESS,divergences,form error,ESS / s",

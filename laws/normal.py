@@ -23,6 +23,7 @@ from scipy.linalg import block_diag
 from scipy.optimize import minimize
 from scipy.stats import norm
 
+from laws import threads
 from laws.errors import FitError
 from laws.whitening import Whitening
 
@@ -283,6 +284,7 @@ def sites(mode: dict[str, dict]) -> dict[str, jax.Array]:
     return mode["free"] | mode["held"]
 
 
+@threads.one()
 def sample(
     model: Model,
     data: dict[str, Any],

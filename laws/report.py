@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from laws import forms, page, plots
+from laws import forms, page, plots, tuning
 from laws.cells import best_of_cells, cells
 from laws.errors import InputError
 from laws.holdout import Backtest
@@ -112,17 +112,20 @@ def write(
     posteriors: Mapping[str, Posterior],
     backtests: Mapping[str, Backtest],
     notes: Sequence[str] = (),
+    tuned: pd.DataFrame | None = None,
     target: str = "loss",
     title: str = "Scaling laws of these runs",
 ) -> Path:
     """Writes the report, whole or not at all; returns its path. It needs no other file or address.
 
     runs: anything `laws.load_runs` takes. posteriors, backtests: by law, whatever there is. notes: sentences shown on
-    top, such as why a law was not fitted. target: the loss column that is drawn.
+    top, such as why a law was not fitted. tuned: the runs as `laws.tuned` has them, where the laws of the loss are of
+    those. target: the loss column that is drawn.
     Raises InputError for a bad table or an unwritable path.
     """
     runs = load_runs(runs)
     require(runs, ("params", "tokens", target), "the report")
+    losses = runs if tuned is None else tuned
     # A law that asks for more than N and D has no curve to draw over them: its coefficients only.
     plain = {law: p for law, p in posteriors.items() if not (law in forms.NAMES and forms.get(law).COVARIATES)}
     body = [
@@ -131,7 +134,7 @@ def write(
         _notes([*notes, *(f"{law}: {text}" for law, p in posteriors.items() for text in p.warnings)]),
         _answers(runs, plain, target),
         _optimum(runs, posteriors.get("steplaw"), target),
-        _losses(runs, {law: p for law, p in plain.items() if law != "steplaw"}, target),
+        _losses(losses, {law: p for law, p in plain.items() if law != "steplaw"}, target),
         _heldout(backtests),
         _fits(posteriors, target),
         _runs(runs, target),
@@ -217,8 +220,10 @@ def _optimum(runs: pd.DataFrame, posterior: Posterior | None, target: str) -> st
 
 
 def _losses(runs: pd.DataFrame, posteriors: Mapping[str, Posterior], target: str) -> str:
+    by = tuning.name_of(runs)
+    points = f"each cell's loss at its best settings, as {by} expects it" if by else "the best run of each cell"
     text = (
-        "Points are the best run of each cell. Lines are each law's median, bands its 50% and 90% intervals for a new "
+        f"Points are {points}. Lines are each law's median, bands its 50% and 90% intervals for a new "
         "run. They hold the noise, what the data leave open about the law, and the error of its form, which grows "
         "with the distance from the data."
     )

@@ -23,6 +23,7 @@ from numpyro.infer.hmc import hmc
 from numpyro.infer.util import potential_energy
 from scipy.stats import norm, rankdata
 
+from laws import threads
 from laws.errors import FitError
 from laws.normal import Model, Samples, constrained, find_modes, mixture, options, sites
 from laws.whitening import Whitening, place_all, straight
@@ -39,6 +40,7 @@ FEW = 0.002  # share of draws that may diverge before all start again with small
 TOO_MANY = 0.01  # share at which those are refused
 
 
+@threads.one()
 def sample(
     model: Model,
     data: dict[str, Any],

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from laws import nodes, noise, normal, sampler
+from laws import nodes, noise, normal, sampler, threads
 from laws.forms import discrepancy
 
 ROUNDS = 20  # of expectation and maximisation, at most
@@ -27,6 +27,7 @@ HIDDEN = 0.3  # of the smallest known errors, of more cells: noise below it is n
 OUTLIER = 0.15  # share of an ordinary run's precision below which a run is named as an outlier: about 5 deviations
 
 
+@threads.one()
 def sample(
     form: ModuleType,
     data: dict[str, Any],

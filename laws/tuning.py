@@ -256,7 +256,7 @@ def doubt(runs: pd.DataFrame, target: str) -> str:
     return (
         f"by Step Law the best runs of the middle 80% of these cells lie {_share(low)} to {_share(high)} above their "
         "best lr and batch_tokens, which a law of the loss takes for N and D: if the recipe is like Step Law's, "
-        "correct for it by tuned_by='steplaw' (fit and backtest: --tuned-by steplaw), else by a steplaw fit of your "
+        "correct for it by tuned_by='steplaw' (on the command line --tuned-by steplaw), else by a steplaw fit of your "
         "own sweeps"
     )
 

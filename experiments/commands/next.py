@@ -13,10 +13,11 @@ import pandas as pd
 
 import laws
 from experiments import compile_cache, show
+from experiments.commands.fit import add_tuned
 from experiments.errors import InputError
 from experiments.options import Parser, one_of, positive, positives, whole
 from experiments.outputs import output
-from laws import design, design_loss
+from laws import design, design_loss, tuning
 from laws.runs import require
 
 COLUMNS = ("params", "tokens", "lr", "batch_tokens")
@@ -56,6 +57,7 @@ def parser() -> Parser:
         "--target", metavar="COLUMN", default="loss", help="loss (default), eval_loss, or bpc (bits per character)"
     )
     made.add_argument("--recipe", metavar="NAME", help="only the runs of this recipe, where the table holds several")
+    add_tuned(made)
     made.add_argument("--seed", metavar="K", default="1", help="of the first batch (default 1)")
     made.add_argument("--out", metavar="FILE", help="the trials as CSV")
     return made
@@ -69,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
     targets = read_scales(args.target_params, args.target_tokens, args.target_params_active, "--target-", paired=True)
     if args.law != "steplaw":
         return _of_the_loss(args, targets, batch, flops, seed, out)
+    if args.tuned_by is not None:
+        raise InputError("steplaw learns from runs that are badly tuned; leave out --tuned-by, or name another --law")
     runs = _runs(args) if args.runs else pd.DataFrame({c: pd.Series(dtype=float) for c in (*COLUMNS, args.target)})
     offered = _candidates(args, runs)
     space = design.make_space(runs, offered, targets)
@@ -108,7 +112,8 @@ def _of_the_loss(
             f"{args.law} needs RUNS to begin from: train the cheapest sizes and budgets of your grid first "
             "(--law steplaw begins with none)"
         )
-    runs = require(laws.load_runs(args.runs, recipe=args.recipe), (args.target,), args.law)
+    read = tuning.read(args.runs, args.target, args.recipe, args.tuned_by)
+    runs = require(read, (args.target,), args.law)
     _one_recipe(args, runs, ["params", "tokens"])
     offered = _scales(args, runs)
     compile_cache.use()
@@ -121,9 +126,16 @@ def _of_the_loss(
     guess = posterior.predict(params=targets["params"].to_numpy(), tokens=targets["tokens"].to_numpy()).mean_loss.median
     targets = targets.assign(mean_loss=guess, sd_now=now, sd_after=after)
     if args.json:
-        about = {"law": args.law, "candidates": len(offered), "flops": float(trials["flops"].sum())}
+        about = {
+            "law": args.law,
+            "notes": runs.attrs["notes"],
+            "candidates": len(offered),
+            "flops": float(trials["flops"].sum()),
+        }
         print(show.as_json(about | {"targets": targets.to_dict("records"), "trials": trials.to_dict("records")}))
     else:
+        for note in runs.attrs["notes"]:
+            print(f"note: {note}")
         _print_loss(trials, targets, len(offered), out)
     return 0
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import laws
+from experiments import study
 from experiments.cli import main
 from tests.laws.conftest import loss_grid
 
@@ -18,8 +19,11 @@ PAGE = Path(__file__).parents[2] / "docs" / "laws.md"
 def here(tmp_path, monkeypatch):
     """A folder with swept.csv, all runs at one setting; fits by the normal approximation, for time."""
     monkeypatch.chdir(tmp_path)
-    fit = laws.fit
-    monkeypatch.setattr(laws, "fit", lambda *args, **options: fit(*args, **options, laplace=True))
+    for name in ("fit", "backtest"):
+        function = getattr(laws, name)
+        monkeypatch.setattr(
+            laws, name, lambda *args, function=function, **how: function(*args, **how | {"laplace": True})
+        )
     runs = loss_grid("chinchilla", 0.001, sizes=5, budgets=5).query("tokens > 1.9e9")
     runs.assign(lr=2e-3, batch_tokens=2e5).to_csv("swept.csv", index=False)
     return tmp_path
@@ -41,3 +45,27 @@ def test_json_and_backtest_say_so(here, capsys):
     assert json.loads(capsys.readouterr().out)["tuned_by"] == "steplaw"
     assert main(["backtest", "chinchilla", "swept.csv", "--tuned-by", "steplaw"]) == 0
     assert "the loss at its best lr and batch_tokens" in capsys.readouterr().out
+
+
+def test_the_report_shows_the_losses_as_tuned(here, capsys, monkeypatch):
+    monkeypatch.setattr(study, "LAWS", ("steplaw", "chinchilla"))
+    assert main(["report", "swept.csv", "--tuned-by", "steplaw"]) == 0
+    said, page = capsys.readouterr().out, Path("report.html").read_text()
+    assert "note: loss is taken as Step Law expects it" in said and "oss is taken as Step Law expects it" in page
+    assert "loss at its best settings, as steplaw expects it" in page
+    assert main(["report", "swept.csv", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["notes"] == []
+    assert "Points are the best run of each cell" in Path("report.html").read_text()
+
+
+def test_next_chooses_by_a_law_of_the_tuned_losses(here, capsys):
+    command = ["next", "swept.csv", "--target-params", "5B", "--target-tokens", "1e11", "--json"]
+    losses = []
+    for more in ([], ["--tuned-by", "steplaw"]):
+        assert main([*command, "--law", "chinchilla", *more]) == 0
+        found = json.loads(capsys.readouterr().out)
+        losses.append(found["targets"][0]["mean_loss"])
+        assert any("as Step Law expects it" in note for note in found["notes"]) == bool(more)
+    assert losses[1] < losses[0]
+    assert main([*command, "--tuned-by", "steplaw"]) == 2
+    assert "leave out --tuned-by" in capsys.readouterr().err
