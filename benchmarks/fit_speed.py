@@ -1,6 +1,6 @@
 """How long fits, predictions and the import take, beside PyMC with nutpie and the `chinchilla` package.
 
-    python -m benchmarks.fit_speed [fits steplaw busy nutpie coefficients predict import]
+    python -m benchmarks.fit_speed [fits steplaw beside nutpie coefficients predict import]
 
 PyMC and nutpie (`pip install pymc nutpie`) sample the same density: Chinchilla's priors and the marginal likelihood
 with form error, over all cells (`laws.fit` sees more than 128 cells through `laws.nodes`). The `chinchilla` package
@@ -89,27 +89,37 @@ def steplaw_rows(name: str) -> Iterator[list[str]]:
         yield [what, f"{seconds:.1f}", f"{worked:.1f}", f"{d['max_rhat']:.3f}", f"{d['min_ess']:.0f}"]
 
 
-def busy() -> Iterator[list[str]]:
-    """The nested law to 245 rows, warm, while other processes keep no core, one, or all of them busy: as it is, and
-    with as many threads of OpenBLAS as there are cores, its default."""
+def side_by_side() -> Iterator[list[str]]:
+    """The nested law to 245 rows, warm, while as many other processes fit it too; in all of them OpenBLAS has one
+    thread, as it is, or as many as there are cores, its default."""
+    for others in (0, 1, 2):
+        seconds = []
+        for setting in ("one", "all"):
+            command = [sys.executable, "-m", "benchmarks.fit_speed", "--beside", setting]
+            neighbours = [subprocess.Popen([*command, "forever"], stdout=subprocess.PIPE) for _ in range(others)]
+            try:
+                for neighbour in neighbours:
+                    assert neighbour.stdout is not None
+                    neighbour.stdout.readline()  # warm by now
+                seconds.append(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip())
+            finally:
+                for neighbour in neighbours:
+                    neighbour.kill()
+        yield [str(others), *seconds]
+
+
+def beside(setting: str, forever: bool) -> None:
+    """Prints seconds a warm fit; forever: and goes on fitting."""
     from laws import threads
 
-    runs, spin = table("epoch-chinchilla"), [sys.executable, "-c", "while True: pass"]
-    held = threads.threadpool_limits
-    for others in sorted({0, 1, os.cpu_count() or 1}):
-        spinning = [subprocess.Popen(spin) for _ in range(others)]
-        seconds = []
-        try:
-            for limits in (held, lambda **_: nullcontext()):
-                threads.threadpool_limits = limits
-                for seed in SEEDS:
-                    timed("nested", runs, seed)
-                seconds.append(min(timed("nested", runs, seed)[0] for seed in SEEDS))
-        finally:
-            threads.threadpool_limits = held
-            for process in spinning:
-                process.kill()
-        yield [str(others), *(f"{s:.1f}" for s in seconds)]
+    if setting == "all":
+        threads.threadpool_limits = lambda **_: nullcontext()
+    runs = table("epoch-chinchilla")
+    for seed in SEEDS:
+        timed("nested", runs, seed)
+    print(f"{np.mean([timed('nested', runs, seed)[0] for seed in (*SEEDS, *SEEDS)]):.1f}", flush=True)
+    while forever:
+        timed("nested", runs, SEEDS[0])
 
 
 # --- the same density in PyMC ----------------------------------------------------------------------------------------
@@ -351,7 +361,7 @@ def imports() -> Iterator[list[str]]:
 PARTS: dict[str, tuple[str, str, Callable[[], Iterable[Any]]]] = {
     "fits": ("laws.fit", "law,table,cold s,warm s,R-hat,least ESS,ESS / s", fits),
     "steplaw": ("laws.fit of Step Law", "table,s,CPU s,R-hat,least ESS", steplaw),
-    "busy": ("On a busy machine", "cores kept busy by others,s,s with OpenBLAS on all cores", busy),
+    "beside": ("Fits side by side", "other fits,s,s with OpenBLAS on all cores", side_by_side),
     "nutpie": (
         "The same density in PyMC with nutpie",
         "sampler,table,s,R-hat,least ESS,divergences,form error,ESS / s",
@@ -364,6 +374,8 @@ PARTS: dict[str, tuple[str, str, Callable[[], Iterable[Any]]]] = {
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["--beside"]:
+        return beside(sys.argv[2], sys.argv[3:] == ["forever"])
     if sys.argv[1:2] == ["--one"]:
         rows = steplaw_rows(sys.argv[3]) if sys.argv[2] == "steplaw" else [fit_rows(*sys.argv[2:4])]
         for row in rows:
