@@ -1,20 +1,33 @@
 """Fits keep their linear algebra on one thread.
 
 Matrices of a fit are small, and OpenBLAS (numpy's, scipy's, and by scipy's JAX's on CPUs) on several threads is no
-faster with them. But its threads spin while they wait for each other: where other processes keep the cores busy, a fit
-took ten times as long (benchmarks/fit_speed.md).
+faster with them. But its threads spin while they wait for each other: two fits side by side took three times as long
+as one (benchmarks/fit_speed.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
+from typing import Any
 
 from threadpoolctl import threadpool_limits
+
+_lock = Lock()
+_limits: list[Any] = []  # the same one for each that is inside
 
 
 @contextmanager
 def one() -> Iterator[None]:
-    """A context, or a decorator, in which the BLAS libraries loaded so far use one thread, in all of the process."""
-    with threadpool_limits(limits=1, user_api="blas"):
+    """A context, or a decorator, in which the BLAS libraries loaded so far use one thread, in all of the process; as
+    they were once the last of those that overlap has left."""
+    with _lock:
+        _limits.append(_limits[0] if _limits else threadpool_limits(limits=1, user_api="blas"))
+    try:
         yield
+    finally:
+        with _lock:
+            limits = _limits.pop()
+            if not _limits:
+                limits.restore_original_limits()

@@ -5,7 +5,7 @@ import pytest
 from threadpoolctl import threadpool_info
 
 import laws
-from laws import normal, sampler
+from laws import normal, sampler, threads
 from laws.forms import chinchilla
 
 from .conftest import loss_grid
@@ -44,3 +44,13 @@ def test_so_is_a_mode_on_its_own(monkeypatch):
     with pytest.raises(ZeroDivisionError):
         normal.sample(chinchilla.model, data, chinchilla.start(data), name="chinchilla")
     assert set(seen[0]) == {1}
+
+
+def test_of_two_that_overlap_the_last_to_leave_restores():
+    before, first, second = used(), threads.one(), threads.one()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert set(used()) == {1}
+    second.__exit__(None, None, None)
+    assert used() == before
