@@ -241,11 +241,12 @@ def test_many_run_at_once_in_order():
 
 
 @isolated
-def test_nothing_is_left_of_a_run():
-    before = (set(os.listdir("/proc/self/fd")), set(os.listdir(tempfile.gettempdir())))
+def test_nothing_is_left_of_a_run(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # others use the machine's
+    before = (set(os.listdir("/proc/self/fd")), set(os.listdir(tmp_path)))
     run("open('f', 'w').write('x')")
     run("import time; time.sleep(99)", limits=Limits(wall_s=0.3))
-    assert (set(os.listdir("/proc/self/fd")), set(os.listdir(tempfile.gettempdir()))) == before
+    assert (set(os.listdir("/proc/self/fd")), set(os.listdir(tmp_path))) == before
 
 
 def test_bad_input_is_named():
