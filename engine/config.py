@@ -19,7 +19,6 @@ from typing import Any
 
 from engine.architecture import DERIVED, REMAT_NAMES, ModelConfig, floats
 from engine.errors import InputError, require
-from engine.values import coerce
 
 # Dotted names of the numbers that may differ between the trials of one program.
 HYPERS = (
@@ -344,7 +343,7 @@ def from_dict(values: dict[str, Any], cls: Any = TrainConfig, prefix: str = "") 
                 )
             kwargs[name] = from_dict(value, hint, f"{prefix}{name}.")
         else:
-            kwargs[name] = coerce(value, hint, prefix + name)
+            kwargs[name] = _coerce(value, hint, prefix + name)
     return cls(**kwargs)
 
 
@@ -379,7 +378,7 @@ def replace(config: TrainConfig, changes: dict[str, Any]) -> TrainConfig:
         if group:
             groups.setdefault(group, {})[leaf] = value
         else:
-            top[dotted] = coerce(value, _hints(TrainConfig)[dotted], dotted)
+            top[dotted] = _coerce(value, _hints(TrainConfig)[dotted], dotted)
     made = dataclasses.replace(base, **top, **{name: _changed(base, name, values) for name, values in groups.items()})
     vars(made)["_coerced"] = made
     return made
@@ -425,3 +424,35 @@ def _unknown_field(name: str) -> InputError:
     near = difflib.get_close_matches(name, field_names(), n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}?" if near else "known fields: " + ", ".join(field_names())
     return InputError(f"unknown field {name!r}; {hint}")
+
+
+_COUNTS = {"k": "e3", "m": "e6", "b": "e9", "g": "e9", "t": "e12"}
+
+
+def _number(value: Any, kind: Any, name: str) -> float:
+    """A number, or of whole ones and tokens a count such as '100k' or '7B'."""
+    if isinstance(value, str) and (kind is int or name == "tokens") and value[-1:].lower() in _COUNTS:
+        value = value[:-1] + _COUNTS[value[-1].lower()]
+    return float(value)
+
+
+def _coerce(value: Any, hint: Any, name: str) -> Any:
+    kinds = typing.get_args(hint) or (hint,)
+    if type(None) in kinds and value in (None, "none"):
+        return None
+    if value is None:
+        raise InputError(f"{name} is empty; it needs a value of type {kinds[0].__name__}")
+    kind = kinds[0]
+    try:
+        if kind is bool:
+            return {"true": True, "false": False, "1": True, "0": False}[str(value).lower()]
+        if kind is int:
+            number = _number(value, kind, name)
+            if number != int(number):
+                raise ValueError
+            return int(number)
+        if kind is float:
+            return _number(value, kind, name)
+        return str(value)
+    except (ValueError, KeyError, TypeError, OverflowError):
+        raise InputError(f"{name} is {value!r}; it must be of type {kind.__name__}") from None

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
-from engine.values import NUMBER, number
 from experiments.errors import InputError
+
+_SUFFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
+_NUMBER = re.compile(r"([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:e[+-]?\d+)?)([kmbgt]?)", re.IGNORECASE)
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,7 +40,7 @@ class Parser(argparse.ArgumentParser):
         words: list[str] = []
         for word in argv:
             option = word.partition("=")[0]
-            if words and words[-1] in self._options and NUMBER.fullmatch(word) and word.startswith("-"):
+            if words and words[-1] in self._options and _NUMBER.fullmatch(word) and word.startswith("-"):
                 words[-1] += f"={word}"  # argparse would take -7e9 for an option
                 continue
             if option.startswith("--") and len(option) > 2 and option not in self._options:
@@ -49,6 +52,12 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """argparse calls this; it prints usage and exits there by default."""
         raise InputError(f"{message}; see: {self.prog} --help")
+
+
+def number(text: str) -> float | None:
+    """'7e9', '7B', '1.4T', '125M', '512k' as a number; None where it is none."""
+    match = _NUMBER.fullmatch(text.strip())
+    return float(match[1]) * _SUFFIXES[match[2].lower()] if match else None
 
 
 def positive(text: str, option: str) -> float:
@@ -69,7 +78,7 @@ def positives(text: str, option: str) -> list[float]:
 def share(text: str, option: str, example: str) -> float:
     """'0.1%' or '0.001' as a number above 0."""
     number = text.removesuffix("%")
-    if NUMBER.fullmatch(number.strip()) is None:
+    if _NUMBER.fullmatch(number.strip()) is None:
         raise InputError(f"{option} is {text!r}; write a share, such as {example}")
     return positive(number, option) / (100 if number != text else 1)
 

@@ -102,6 +102,11 @@ def span(values: Sequence[float], form: Any) -> str:
     return low if low == high else f"{low} .. {high}"
 
 
+def tuned(meta: dict[str, Any]) -> dict[str, str]:
+    """For JSON: by what the losses of a posterior with this meta were tuned, or nothing where they are as they were."""
+    return {key: meta[key] for key in ("tuned_by",) if meta.get(key)}
+
+
 def summary(quantity: Any, level: float, i: int) -> dict[str, float]:
     """Median and central interval of entry i of a predicted quantity."""
     low, high = quantity.interval(level)

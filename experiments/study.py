@@ -11,9 +11,11 @@ from typing import Any
 import pandas as pd
 
 import laws
+from laws import tuning
 from laws.runs import require
 
 LAWS = ("steplaw", "stack", "chinchilla", "farseer")
+TOLD = ("steplaw", "chinchilla")  # whose refusals say what is missing where all refuse: the others need more
 Stage = Callable[[str], AbstractContextManager[Any]]
 
 
@@ -57,14 +59,17 @@ def study(
         runs = found.runs if tuned is None or law == "steplaw" else tuned
         try:
             with stage(f"fitting {law}") as progress:
-                found.posteriors[law] = laws.fit(law, runs, target=target, progress=progress)
+                posterior = found.posteriors[law] = laws.fit(law, runs, target=target, progress=progress)
+            if tuned is not None:  # `notes` says it, and of what
+                posterior.warnings[:] = [note for note in posterior.warnings if not note.startswith(tuning.ALREADY)]
             with stage(f"{law}, the largest models held out") as progress:
                 found.backtests[law] = laws.backtest(law, runs, target=target, progress=progress)
         except laws.InputError as error:  # too few runs for this law, or no learning rates among its columns
             done = "held out" if law in found.posteriors else "fitted"
             found.refusals.append(f"{law} was not {done}: {str(error).removeprefix(f'{law}: ')}")
     if not found.posteriors:
-        raise laws.FitError(f"no law can be fitted to these runs: {'; '.join(found.refusals)}")
+        told = [refusal for refusal in found.refusals if refusal.startswith(TOLD)]
+        raise laws.FitError(f"no law can be fitted to these runs: {'; '.join(told)}")
     with stage("drawing the report"):
         found.report = report.write(
             report_path,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from laws import forms, tuning
+from laws import forms, threads, tuning
 from laws.errors import FitError, InputError
 from laws.posterior import Posterior
 from laws.runs import counted, diverged, finished, require
@@ -22,6 +22,7 @@ DRAWS = 1000  # kept for prediction, evenly thinned; diagnostics are of all draw
 Progress = Callable[[int, int], None]
 
 
+@threads.in_turn
 def fit(
     law: str,
     runs: Any,
@@ -75,8 +76,7 @@ def fit(
     form = forms.get(law)
     if not (isinstance(seed, (int, np.integer)) and 0 <= seed < 2**32):
         raise InputError(f"seed must be a whole number from 0 to 2^32 - 1, got {seed!r}")
-    if tuned_by is not None and "loss" not in form.QUANTITIES:
-        raise InputError(f"{law} learns from runs that are badly tuned; tuned_by (--tuned-by) is for laws of the loss")
+    tuning.refuse(law, tuned_by, "loss" in form.QUANTITIES)
     table = tuning.read(runs, target, recipe, tuned_by)
     doubt = tuning.doubt(table, target) if size == "params" and "loss" in form.QUANTITIES else ""
     unread = unread_error(table, target) if "loss" in form.QUANTITIES else ""

@@ -43,7 +43,7 @@ class Backtest:
     posterior: Posterior
 
     def summary(self) -> dict[str, Any]:
-        """What fits in JSON: law, heldout, error, coverage, width, cells."""
+        """What fits in JSON: law, heldout, error, coverage, width, cells, and by what losses were tuned."""
         return {
             "law": self.law,
             "heldout": self.heldout,
@@ -52,7 +52,7 @@ class Backtest:
             "coverage": self.coverage,
             "width": self.width,
             "cells": len(self.table.loc[:, :"quantity"].iloc[:, :-1].drop_duplicates()),
-        }
+        } | {key: self.posterior.meta[key] for key in ("tuned_by",) if key in self.posterior.meta}
 
 
 def backtest(
@@ -82,6 +82,7 @@ def backtest(
     share = FRACTION[heldout] if fraction is None else fraction
     if not 0 < share < 1:
         raise InputError(f"fraction must be between 0 and 1, got {share:g}; give 0.2 to hold out a fifth")
+    tuning.refuse(law, tuned_by, "loss" in form.QUANTITIES)
     table = counted(tuning.read(runs, target, recipe, tuned_by), size)
     table = require(table, ("params", "tokens", target, *form.COLUMNS), law)
     keys = ["params", "tokens", *form.COVARIATES]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from laws import forms
+from laws import forms, threads
 from laws.allocation import allocate
 from laws.checks import BEYOND, beyond, mean_loss
 from laws.posterior import Posterior
@@ -24,6 +24,7 @@ COLUMNS = ("half", "double")  # of the prior
 SENSITIVE = 0.5  # posterior standard deviations that an answer may move when the prior counts half or double
 
 
+@threads.in_turn
 def predictive(law: str, used: pd.DataFrame, target: str) -> dict[str, float]:
     """Of surfaces drawn from the prior: `inside`, the share of cells whose loss lies in their 90% interval; `low` and
     `high`, that interval's ends at the middle cell over the loss there; `falling`, the share of surfaces that fall with
@@ -59,6 +60,7 @@ def predictive_sentence(found: dict[str, float]) -> tuple[bool, str]:
     return fine, f"{text}: {'the prior allows for these data' if fine else 'the prior argues with these data'}."
 
 
+@threads.in_turn
 def sensitivity(law: str, used: pd.DataFrame, target: str) -> pd.DataFrame:
     """How answers move with the prior to the powers 1/2 and 2: one row an answer, columns answer, median, sd, half,
     double (the moves of its mean in units of sd). Answers are in logs, so sd and moves are relative."""

@@ -132,10 +132,10 @@ def write(
         f"<h1>{escape(title)}</h1>",
         _lead(runs, target),
         _notes([*notes, *(f"{law}: {text}" for law, p in posteriors.items() for text in p.warnings)]),
-        _answers(runs, plain, target),
+        _answers(runs, plain, target, tuning.name_of(losses)),
         _optimum(runs, posteriors.get("steplaw"), target),
         _losses(losses, {law: p for law, p in plain.items() if law != "steplaw"}, target),
-        _heldout(backtests),
+        _heldout(backtests, tuning.name_of(losses)),
         _fits(posteriors, target),
         _runs(runs, target),
     ]
@@ -177,7 +177,7 @@ def _notes(notes: Sequence[str]) -> str:
     return '<ul class="notes">' + "".join(f"<li>{escape(_sentence(note))}</li>" for note in notes) + "</ul>"
 
 
-def _answers(runs: pd.DataFrame, posteriors: Mapping[str, Posterior], target: str) -> str:
+def _answers(runs: pd.DataFrame, posteriors: Mapping[str, Posterior], target: str, by: str) -> str:
     """What each law says at the largest scale of the table and REACH times beyond it."""
     largest = float(runs["params"].max()), float(runs["tokens"].max())
     rows = []
@@ -194,6 +194,8 @@ def _answers(runs: pd.DataFrame, posteriors: Mapping[str, Posterior], target: st
         return ""
     head = ["law", "N", "D", "quantity", "median", f"{LEVEL:.0%} interval"]
     text = f"At the largest size and budget of the table, and {REACH} times both."
+    if by:
+        text += f" Losses are those of the best settings, as {by} expects them."
     return page.section("What the laws say", page.paragraph(text) + page.table(head, rows, words=(0, 3)))
 
 
@@ -233,7 +235,7 @@ def _losses(runs: pd.DataFrame, posteriors: Mapping[str, Posterior], target: str
     return page.section("Loss across scale", (page.paragraph(text) if posteriors else "") + picture)
 
 
-def _heldout(backtests: Mapping[str, Backtest]) -> str:
+def _heldout(backtests: Mapping[str, Backtest], by: str) -> str:
     if not backtests:
         return ""
     rows, details = [], []
@@ -252,6 +254,8 @@ def _heldout(backtests: Mapping[str, Backtest]) -> str:
         "median from the measurement. Step Law's regret is how much worse than the cell's best the tried setting "
         "nearest to its answer ended. The columns in 50% to 95% say how many measurements those intervals held."
     )
+    if by:
+        text += f" Losses that count as measured here are those of the best settings, as {by} expects them."
     figure = plots.heldout(backtests)
     picture = page.picture(figure, "held-out losses and their predictions") if figure is not None else ""
     columns = ["law", "N", "D", "quantity", "measured", "median", f"{LEVEL:.0%} interval", ""]

@@ -94,7 +94,7 @@ def sample(
             raise FitError(
                 f"{name}: the sampler did not settle (R-hat {run.rhat:.3f}, want at most {MAX_RHAT}; {run.ess:.0f} "
                 f"effective draws, want {MIN_ESS:.0f}; {run.divergences} divergences in {run.draws * chains} draws): "
-                "the runs do not pin this law down; add model sizes or token budgets, or raise num_samples"
+                "the runs do not pin this law down; add model sizes or token budgets, or in Python raise num_samples"
             )
         draws = {k: np.asarray(v) for k, v in run.constrained().items()}
     diagnostics = {

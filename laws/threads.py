@@ -1,4 +1,4 @@
-"""Fits keep their linear algebra on one thread.
+"""Fits keep their linear algebra on one thread, and take turns where several threads ask for them.
 
 Matrices of a fit are small, and OpenBLAS (numpy's, scipy's, and by scipy's JAX's on CPUs) on several threads is no
 faster with them. But its threads spin while they wait for each other: two fits side by side took three times as long
@@ -7,14 +7,17 @@ as one (benchmarks/fit_speed.md).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import Lock
-from typing import Any
+from functools import wraps
+from threading import Lock, RLock
+from typing import Any, ParamSpec, TypeVar
 
 from threadpoolctl import threadpool_limits
 
-_lock = Lock()
+P = ParamSpec("P")
+R = TypeVar("R")
+_lock, _turn = Lock(), RLock()
 _limits: list[Any] = []  # the same one for each that is inside
 
 
@@ -31,3 +34,15 @@ def one() -> Iterator[None]:
             limits = _limits.pop()
             if not _limits:
                 limits.restore_original_limits()
+
+
+def in_turn(function: Callable[P, R]) -> Callable[P, R]:
+    """A decorator: one call at a time in a process, of all the functions that have it. numpyro keeps what it traces on
+    one stack for all threads."""
+
+    @wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _turn:
+            return function(*args, **kwargs)
+
+    return called

@@ -39,6 +39,7 @@ CELL = ("params", "tokens", "params_active", "params_total", "n_experts", "top_k
 FEWEST = 50.0  # effective draws that must decide
 SHAPE = 0.3  # share of a run's excess over its cell's best by which Step Law's bowl may be wrong for another recipe
 ROW = "row of the table"
+ALREADY = "these losses are already tuned, by "
 BLOCK = 500  # runs whose surfaces are evaluated at once
 FINISHED = 0.99  # portion from which a checkpoint is the end of its run
 # When the packaged Step Law speaks up unasked: it is at most NEAR decades from its own runs at half of these or more;
@@ -54,9 +55,9 @@ def tuned(
 
     runs, recipe: as `laws.load_runs` takes them. by: a packaged posterior of steplaw, a file, or one at hand. A cell is
     of one params, tokens, recipe and, where there are such columns, params_active, unique_tokens and the like. The
-    column `tuned_by` names the posterior; a table that has it is returned as it is. Rows that lack lr or
-    batch_tokens, and checkpoints before the end of their schedule, are left as they are; cells further from their
-    optimum than Step Law knows (10% of the loss) are left out. `attrs["notes"]` counts them all.
+    column `tuned_by` names the posterior; a table that has it is returned as it is. Finished rows that lack lr or
+    batch_tokens, checkpoints before the end of their schedule, and cells further from their optimum than Step Law knows
+    (10% of the loss) are left out: how far off they are nobody knows. `attrs["notes"]` counts them all.
     Raises InputError for a bad table, a posterior of another law, and a table of which no row can be corrected.
     """
     table = load_runs(runs, recipe=recipe)
@@ -75,12 +76,12 @@ def tuned(
     # Rounded, so that the same runs have the same digest on every machine.
     columns = {target: np.round(optimum, 6), f"{target}_se": np.round(optimum * found.error[known], 6)}
     best = best.assign(**columns, tuned_by=name)
-    rest = found.others
+    rest = found.others[~_finished(found.others, target)]
     out = pd.concat([best, rest.assign(tuned_by="")]) if len(rest) else best
     if "seed" in out:  # runs that differ only in it are one row by now
         out = out.drop(columns="seed").fillna({"seeds": 1})
     out = out.sort_index().reset_index(drop=True)
-    out.attrs = {"source": table.attrs["source"], "notes": _notes(table, found, known, posterior, target)}
+    out.attrs = {"source": table.attrs["source"], "notes": _notes(table, found, known, posterior, name, target)}
     return out
 
 
@@ -89,9 +90,15 @@ def read(runs: Any, target: str, recipe: str | None, by: Any) -> pd.DataFrame:
     table = load_runs(runs, recipe=recipe)
     if name := name_of(table):
         again = "; they are not tuned again (tuned_by, --tuned-by)" if by is not None else ""
-        table.attrs["notes"] = [f"these losses are already tuned, by {name}{again}"]
+        table.attrs["notes"] = [f"{ALREADY}{name}{again}"]
         return table
     return table if by is None else tuned(table, by, target)
+
+
+def refuse(law: str, by: Any, of_the_loss: bool) -> None:
+    """Raises InputError where a law that is not of the loss is to be fitted to losses tuned by `by`."""
+    if by is not None and not of_the_loss:
+        raise InputError(f"{law} learns from runs that are badly tuned; tuned_by (--tuned-by) is for laws of the loss")
 
 
 def name_of(table: pd.DataFrame) -> str:
@@ -153,7 +160,7 @@ def _judgeable(table: pd.DataFrame, target: str, keys: list[str]) -> tuple[pd.Da
             f"{source}: to correct for how runs were tuned takes a column {lacking[0]!r} ({meaning(lacking[0])})"
             f"{hint(table, lacking[0], listing=False) or '; add it, or fit the runs as they are'}"
         )
-    done = (table["status"] == "ok") & table[target].notna()
+    done = _finished(table, target)
     runs = over_seeds(table[done].rename_axis(ROW).reset_index(), target, keys).set_index(ROW)
     able = runs[["lr", "batch_tokens"]].notna().all(axis=1)
     if "portion" in runs:
@@ -163,6 +170,10 @@ def _judgeable(table: pd.DataFrame, target: str, keys: list[str]) -> tuple[pd.Da
             f"{source}: no row has lr, batch_tokens and a finished {target} together; there is nothing to correct"
         )
     return runs[able], pd.concat([table[~done], runs[~able]])
+
+
+def _finished(table: pd.DataFrame, target: str) -> pd.Series:
+    return (table["status"] == "ok") & table[target].notna()
 
 
 def _near(rows: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -222,6 +233,8 @@ def _posterior(by: Any) -> tuple[Posterior, str]:
     if isinstance(by, Posterior):
         posterior, name = by, f"a posterior of {by.meta.get('source', 'a table')}"
     else:
+        if not isinstance(by, (str, os.PathLike)):
+            raise InputError(f"runs are tuned by a posterior of steplaw, its file or its name, got by={by!r}")
         if not str(by).strip():
             raise InputError("tuned_by (--tuned-by) is empty; give steplaw, or the file of a fit of it")
         posterior, name = load_posterior(by), str(by)
@@ -266,26 +279,32 @@ def _packaged() -> Posterior:
     return load_posterior("steplaw")
 
 
-def _notes(table: pd.DataFrame, found: Cells, known: np.ndarray, posterior: Posterior, target: str) -> list[str]:
+def _notes(
+    table: pd.DataFrame, found: Cells, known: np.ndarray, posterior: Posterior, name: str, target: str
+) -> list[str]:
     excess = found.excess[known]
     notes = [
-        f"{target} is taken as Step Law expects it of each cell's best lr and batch_tokens: {found.used} runs in "
-        f"{len(known)} cells, lowered by {_share(np.median(excess))} at the median, by "
-        f"{_share(excess.min())} at least and {_share(excess.max())} at most"
+        f"{target} is taken as Step Law ({name}) expects it of each cell's best lr and batch_tokens: {found.used} runs "
+        f"in {len(known)} cells, {_moved(np.median(excess))} at the median, at the extremes {_moved(excess.min())} and "
+        f"{_moved(excess.max())}"
     ]
     if not known.all():
         notes.append(
             f"{int((~known).sum())} of {len(known)} cells left out: by Step Law their runs lie over "
             f"{MAX_EXCESS:.0%} above the best setting, or it can't say how far"
         )
-    left = int(((found.others["status"] == "ok") & found.others[target].notna()).sum())
+    left = int(_finished(found.others, target).sum())
     if left:
         notes.append(
-            f"{left} of {len(table)} rows lack lr or batch_tokens, or are checkpoints before the end of their "
-            "schedule: taken as they are"
+            f"{left} of {len(table)} rows left out: they lack lr or batch_tokens, or are checkpoints before the end of "
+            "their schedule, and how far off they are can't be said"
         )
     asked = {c: x for c, x in found.query.items() if c not in ("lr", "batch_tokens")}
     return notes + [f"asked of Step Law: {note}" for note in posterior.predict(**asked, n_draws=1).warnings]
+
+
+def _moved(excess: float) -> str:
+    return f"{'lowered' if excess >= 0 else 'raised'} by {_share(abs(excess))}"
 
 
 def _share(x: float) -> str:

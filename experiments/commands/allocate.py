@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         answer = _for_flops(posterior, budgets, inference, level, picture, others)
     if args.json:
-        asked = covariates.described(args)
+        asked = covariates.described(args) | show.tuned(posterior.meta)
         print(show.as_json({"law": posterior.law, "posterior": args.posterior, **asked, **answer}))
         return 0
     (_print_losses if losses else _print_budgets)(posterior, answer, level)

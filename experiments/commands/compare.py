@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
         save_picture(plots_answers.comparison(found), picture)
     if args.json:
-        print(show.as_json(_answer(args, found)))
+        print(show.as_json(_answer(args, found, [p.meta.get("tuned_by") for p in (a, b)])))
         return 0
     _print(args, a, b, found)
     for warning in found.warnings:
@@ -55,13 +55,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _answer(args: argparse.Namespace, found: Any) -> dict[str, Any]:
+def _answer(args: argparse.Namespace, found: Any, tuned_by: list[str | None]) -> dict[str, Any]:
     low, high = found.difference.interval(0.9)
     return {
         "a": args.a,
         "b": args.b or args.a,
         "recipes": args.recipes and args.recipes.split(","),
         **covariates.described(args),
+        **({"tuned_by": tuned_by} if any(tuned_by) else {}),
         "params": found.params,
         "tokens": found.tokens,
         "probability": found.probability,

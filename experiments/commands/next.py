@@ -71,8 +71,7 @@ def run(args: argparse.Namespace) -> int:
     targets = read_scales(args.target_params, args.target_tokens, args.target_params_active, "--target-", paired=True)
     if args.law != "steplaw":
         return _of_the_loss(args, targets, batch, flops, seed, out)
-    if args.tuned_by is not None:
-        raise InputError("steplaw learns from runs that are badly tuned; leave out --tuned-by, or name another --law")
+    tuning.refuse(args.law, args.tuned_by, of_the_loss=False)
     runs = _runs(args) if args.runs else pd.DataFrame({c: pd.Series(dtype=float) for c in (*COLUMNS, args.target)})
     offered = _candidates(args, runs)
     space = design.make_space(runs, offered, targets)
@@ -128,6 +127,7 @@ def _of_the_loss(
     if args.json:
         about = {
             "law": args.law,
+            **show.tuned(posterior.meta),
             "notes": runs.attrs["notes"],
             "candidates": len(offered),
             "flops": float(trials["flops"].sum()),

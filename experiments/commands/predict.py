@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     for answer, found in zip(answers, good):
         answer["settings"] = asdict(found)
     if args.json:
-        about = {"law": posterior.law, "posterior": args.posterior}
+        about = {"law": posterior.law, "posterior": args.posterior, **show.tuned(posterior.meta)}
         whole = [
             {**query, **answer, **about, "warnings": _warnings(posterior, query, setting)}
             for query, answer in zip(queries, answers)

@@ -33,7 +33,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         heldout = {law: test.summary() for law, test in found.backtests.items()}
         fitted = {law: post.meta["diagnostics"] for law, post in found.posteriors.items()}
-        said = {"refusals": found.refusals, "notes": found.notes}
+        tuned = next((show.tuned(post.meta) for law, post in found.posteriors.items() if law != "steplaw"), {})
+        said = tuned | {"refusals": found.refusals, "notes": found.notes}
         print(show.as_json({"out": str(out), "fitted": fitted, "heldout": heldout, **said}))
     else:
         for note in [*found.refusals, *found.notes]:

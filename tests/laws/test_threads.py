@@ -1,5 +1,7 @@
 """Fits run their linear algebra on one thread, and leave the process as it was."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
@@ -53,4 +55,21 @@ def test_of_two_that_overlap_the_last_to_leave_restores():
     first.__exit__(None, None, None)
     assert set(used()) == {1}
     second.__exit__(None, None, None)
+    assert used() == before
+
+
+def test_fits_that_threads_ask_for_at_once_are_those_alone():
+    """numpyro traces on one stack: at once, sites of one model turned up in the other."""
+    runs, before = loss_grid("chinchilla", 0.003), used()
+
+    def fitted(law):
+        return laws.fit(law, runs, laplace=True).draws
+
+    asked = ["chinchilla", "kaplan", "chinchilla"]
+    with ThreadPoolExecutor(3) as pool:
+        at_once = list(pool.map(fitted, asked))
+    for law, draws in zip(asked, at_once):
+        alone = fitted(law)
+        for site in alone:
+            np.testing.assert_allclose(draws[site], alone[site], rtol=1e-6, atol=1e-12)
     assert used() == before
