@@ -23,6 +23,14 @@ def short_calls(monkeypatch):
     monkeypatch.setattr(engine.loop, "MAX_CALL_STEPS", 4)
 
 
+@pytest.fixture(autouse=True)
+def nobody_elses_handler():
+    """Ray, which other tests start in this process, leaves its own."""
+    left = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, left)
+
+
 def terminate_at(step):
     def on_progress(progress):
         if progress.step >= step and not terminated:
