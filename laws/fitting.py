@@ -76,7 +76,7 @@ def fit(
     form = forms.get(law)
     if not (isinstance(seed, (int, np.integer)) and 0 <= seed < 2**32):
         raise InputError(f"seed must be a whole number from 0 to 2^32 - 1, got {seed!r}")
-    tuning.refuse(law, tuned_by, "loss" in form.QUANTITIES)
+    tuning.refuse(law, tuned_by)
     table = tuning.read(runs, target, recipe, tuned_by)
     doubt = tuning.doubt(table, target) if size == "params" and "loss" in form.QUANTITIES else ""
     unread = unread_error(table, target) if "loss" in form.QUANTITIES else ""

@@ -82,7 +82,7 @@ def backtest(
     share = FRACTION[heldout] if fraction is None else fraction
     if not 0 < share < 1:
         raise InputError(f"fraction must be between 0 and 1, got {share:g}; give 0.2 to hold out a fifth")
-    tuning.refuse(law, tuned_by, "loss" in form.QUANTITIES)
+    tuning.refuse(law, tuned_by)
     table = counted(tuning.read(runs, target, recipe, tuned_by), size)
     table = require(table, ("params", "tokens", target, *form.COLUMNS), law)
     keys = ["params", "tokens", *form.COVARIATES]

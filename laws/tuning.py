@@ -28,6 +28,7 @@ import pandas as pd
 from scipy.special import softmax
 from scipy.stats import t as student
 
+from laws import forms
 from laws.errors import InputError
 from laws.forms.grid import MAX_CELLS, over_seeds, relative_error
 from laws.forms.steplaw_cells import KEEP_AT_LEAST, MAX_EXCESS, MIN_LRS, MOST, WINDOW
@@ -95,9 +96,9 @@ def read(runs: Any, target: str, recipe: str | None, by: Any) -> pd.DataFrame:
     return table if by is None else tuned(table, by, target)
 
 
-def refuse(law: str, by: Any, of_the_loss: bool) -> None:
+def refuse(law: str, by: Any) -> None:
     """Raises InputError where a law that is not of the loss is to be fitted to losses tuned by `by`."""
-    if by is not None and not of_the_loss:
+    if by is not None and "loss" not in forms.get(law).QUANTITIES:
         raise InputError(f"{law} learns from runs that are badly tuned; tuned_by (--tuned-by) is for laws of the loss")
 
 

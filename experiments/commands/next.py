@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     targets = read_scales(args.target_params, args.target_tokens, args.target_params_active, "--target-", paired=True)
     if args.law != "steplaw":
         return _of_the_loss(args, targets, batch, flops, seed, out)
-    tuning.refuse(args.law, args.tuned_by, of_the_loss=False)
+    tuning.refuse(args.law, args.tuned_by)
     runs = _runs(args) if args.runs else pd.DataFrame({c: pd.Series(dtype=float) for c in (*COLUMNS, args.target)})
     offered = _candidates(args, runs)
     space = design.make_space(runs, offered, targets)
