@@ -222,7 +222,7 @@ class Group:
         self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
         self._thread.start()
         try:
-            with last_words(self._without_process_0):
+            with last_words(self._why_aborted):
                 yield
         finally:
             self._over, thread = True, self._thread
@@ -231,9 +231,12 @@ class Group:
                 thread.join()
                 self._thread = None
 
-    def _without_process_0(self) -> str:
-        host = self._others[0].host if 0 in self._others else self._mine.host
-        return f"process 0 on {host}, where all meet, was lost, or has given up (above); {GO_ON}"
+    def _why_aborted(self) -> str:
+        """What JAX aborts the others for is that process 0 is gone; process 0 itself, that messages broke off."""
+        if self.lead:
+            self.suspect()
+            return f"messages between the processes broke off (above); {GO_ON}"
+        return f"{_name(0, self._others.get(0, Seen()))}, where all meet, was lost, or has given up (above); {GO_ON}"
 
     def _look(self) -> None:
         self._others = {p: Seen() for p in range(self.count) if p != self.index}

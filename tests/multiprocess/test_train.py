@@ -118,6 +118,20 @@ def test_one_is_killed_the_other_ends_and_the_run_goes_on(victim, stopped, alone
         assert_same_losses(stopped, alone)
 
 
+def test_process_0_aborted_for_another_that_is_lost_names_it(tmp_path):
+    """Messages to a process that is gone may abort the one that sends them: process 0, too."""
+    watch = (
+        "import sys, time; from tpu import start\n"
+        "with start.group() as g: g.gather(0); print('together', file=sys.stderr, flush=True); time.sleep(60)"
+    )
+    with group(["-c", watch], 2, tmp_path / "log", devices=1, cache=tmp_path) as started:
+        started.until(lambda: all("together" in started.said(p) for p in range(2)))
+        started.signal(1, signal.SIGKILL)
+        started.signal(0, signal.SIGABRT)
+        assert started.wait(60) == [EXIT_CODE, -signal.SIGKILL], started.everything()
+        assert "process 1 on " in started.said(0).splitlines()[-1], started.everything()
+
+
 def test_a_sweep_ends_with_the_table_of_one_process(tmp_path, cache):
     argv = ["-m", "experiments", "sweep", "run", "tests/multiprocess/recipe.py:grid", "--out"]
     tables = []
