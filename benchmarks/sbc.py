@@ -9,7 +9,7 @@ deviation of their empirical distribution (Kolmogorov and Smirnov, ranks jittere
 mean loss in the middle of the design and ten times beyond its largest size and budget. Also printed: how often the
 central 90% interval holds the truth, and the mean rank (below 0.5: answers too high).
 
-What is not Bayes here would show: robust weights, tails and trend found at the mode, form error drawn after the law. A
+What is not Bayes here would show: robust weights, tails and trend found beforehand, form error drawn after the law. A
 prior centred on the table's own mean loss is centred on the same fixed value in simulation and fit. Step Law is tested
 for its model and sampler with all runs of each cell in use. Fits that the sampler refuses are counted, not ranked. The
 stack, a mixture of these laws, and the pooled law, many nested ones, are not in it.
@@ -32,7 +32,7 @@ from numpyro import handlers
 from scipy.stats import chisquare, kstest
 
 from benchmarks import sbc_together
-from laws import forms, noise, normal, sampler, surface
+from laws import forms, noise, normal, rows, sampler, surface
 from laws.errors import FitError
 from laws.forms import discrepancy
 
@@ -106,7 +106,7 @@ def _prior(
 ) -> dict[str, Any]:
     """A draw of the model's prior, by rejection where that has a factor (which never exceeds 1)."""
     even = np.ones(len(phi))
-    whole = surface.observed(data, discrepancy.rotate(phi), even, len(phi))
+    whole = rows.observed(data, discrepancy.rotate(phi), even, len(phi))
     for attempt in range(1000):
         values, factors = _traced(form, whole, jax.random.fold_in(jax.random.key(seed), attempt))
         if np.log(rng.uniform()) < sum(factors.values()):

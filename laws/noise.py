@@ -4,8 +4,8 @@ run have in common.
     residual = noise (u[run] + scale e),   u ~ Normal(0, sqrt(shared)),   ln scale = trend (ln C - mean ln C)
 
 e is Student-t: a normal whose precision is drawn run by run, so that a run that lies far off counts for little. Tails,
-trend and `shared` are found at the mode by `laws.surface`. Where a run's standard error is known, its square adds to
-the variance of scale e. Plain numpy.
+trend and `shared` are found by `laws.rows`. Where a run's standard error is known, its square adds to the variance of
+scale e. Plain numpy.
 """
 
 from __future__ import annotations

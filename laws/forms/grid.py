@@ -159,7 +159,7 @@ def logaddexp(xp: Any, a: Any, b: Any) -> Any:
 def observe(log_curve: Any, data: dict[str, Any]) -> None:
     """numpyro: log losses lie about the curve with form error (`laws.forms.discrepancy`, integrated out) and noise.
 
-    data: of `prepare`, and what `laws.surface` adds to it.
+    data: of `prepare`, and what `laws.rows` adds to it.
     """
     import jax.numpy as jnp
     import numpyro
@@ -168,7 +168,8 @@ def observe(log_curve: Any, data: dict[str, Any]) -> None:
     from laws.covariance import inverse
 
     noise = numpyro.sample("noise", dist.LogNormal(np.log(4e-3), 1.0))
-    form_error = numpyro.sample("form_error", dist.MixtureSameFamily(dist.Categorical(SHARES), dist.LogNormal(*SIZES)))
+    shares = dist.Categorical(data.get("shares", SHARES))
+    form_error = numpyro.sample("form_error", dist.MixtureSameFamily(shares, dist.LogNormal(*SIZES)))
     if "own" in data:  # losses have known errors
         covariance = noise**2 * data["own"] + data["known"] + form_error**2 * data["form"]
         residual = jnp.where(data["there"], data["log_loss"] - log_curve, 0.0)
@@ -194,6 +195,7 @@ def observe(log_curve: Any, data: dict[str, Any]) -> None:
 # Form error: what 20 published tables show, 1.5% give or take a factor 2; or, one time in five, next to none, so that a
 # form which is true may be found to be.
 SHARES = np.array([0.8, 0.2])
+SOME = np.array([1 - 1e-9, 1e-9])  # that there is some: for a joint mode, which none would draw to itself
 SIZES = np.log([1.5e-2, 1e-3]), np.array([0.7, 1.0])
 SITES = ("noise", "form_error")  # of `observe`
 START = {"noise": 5e-3, "form_error": 5e-3}

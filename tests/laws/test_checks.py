@@ -130,14 +130,14 @@ def test_the_scaled_prior_counts_so_many_times_and_the_runs_once():
     import jax
     from numpyro.infer.util import log_density
 
-    from laws import surface
+    from laws import rows
     from laws.forms import discrepancy
 
     form = forms.get("farseer")
     data, _ = form.prepare(loss_grid("farseer", 0.002), "loss")
     phi = discrepancy.features(discrepancy.domain(data), data)
     turned = discrepancy.rotate(phi)
-    data = surface.observed(data, turned, np.ones(64), 64.0)
+    data = rows.observed(data, turned, np.ones(64), 64.0)
     start, scaled = form.start(data), prior_checks._scaled(form)
     with jax.enable_x64(True):
         free = {k: v for k, v in scaled_sites(form.model, data, start).items() if k != "log_loss"}

@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import multivariate_normal, norm
 
 import laws
-from laws import stacking, surface
+from laws import rows, stacking
 from laws.forms import discrepancy, grid
 
 from .conftest import loss_grid
@@ -62,7 +62,7 @@ def test_likelihood_is_the_exact_one(points):
     precision = rng.uniform(0.2, 1.5, 30)
     data = points | {"log_loss": rng.normal(1, 0.02, 30)}
     gram = phi @ phi.T
-    observed = surface.observed(data, discrepancy.rotate(np.sqrt(precision)[:, None] * phi), precision, 30.0)
+    observed = rows.observed(data, discrepancy.rotate(np.sqrt(precision)[:, None] * phi), precision, 30.0)
     assert len(observed["n"]) == 32
 
     def log_likelihood(noise, form_error):

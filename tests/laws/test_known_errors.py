@@ -9,7 +9,7 @@ from numpyro.infer.util import log_density
 from scipy.stats import multivariate_normal
 
 import laws
-from laws import checks, covariance, surface
+from laws import checks, covariance, rows
 from laws.forms import discrepancy, grid
 from laws.runs import load_runs
 from laws.schema import unread_error
@@ -24,14 +24,14 @@ def parts(rng):
     phi = rng.standard_normal((CELLS, 4))
     run = np.array([0, 0, 1, 2, 3, 4])
     own, known, weight = (rng.uniform(0.5, 2.0, CELLS) for _ in range(3))
-    return phi, surface._parts(phi, own, 1e-3 * known, weight, run, 0.5)
+    return phi, rows.parts(phi, own, 1e-3 * known, weight, run, 0.5)
 
 
 def test_the_likelihood_is_that_of_the_covariance():
     rng = np.random.default_rng(0)
     _, (own, known, form) = parts(rng)
     residual = 2e-3 * rng.standard_normal(CELLS)
-    seen = surface._factored({"log_loss": residual}, own, known, form, 0.7)
+    seen = rows.factored({"log_loss": residual}, own, known, form, 0.7)
     with jax.enable_x64(True):
         seen = {key: jnp.asarray(x) for key, x in seen.items()}
 

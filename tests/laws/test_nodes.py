@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import multivariate_normal
 
 import laws
-from laws import nodes, noise, published, surface
+from laws import nodes, noise, published, rows, surface
 from laws.forms import chinchilla, discrepancy, grid
 
 from .conftest import loss_grid
@@ -56,7 +56,7 @@ def test_likelihood_through_nodes_is_the_exact_one(cells, checkpoints):
     phi = discrepancy.features(discrepancy.domain(cells), cells)
     turned = discrepancy.rotate(noise.whiten(phi, precision, grouped))
     found = nodes.of(cells)
-    seen = surface.observed(cells, turned, precision, CELLS, grouped, cells=found)
+    seen = rows.observed(cells, turned, precision, CELLS, grouped, cells=found)
     assert max(np.size(v) for k, v in seen.items() if k != "project") == len(found.x["n"]) ** 2
 
     def ours(sd, form_error, off):

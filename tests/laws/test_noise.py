@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import multivariate_normal
 
 import laws
-from laws import noise, surface
+from laws import noise, rows
 from laws.forms import discrepancy, grid
 
 from .conftest import loss_grid
@@ -80,7 +80,7 @@ def test_likelihood_of_checkpoints_is_the_exact_one(shared):
     phi = discrepancy.features(discrepancy.domain(data), data)
     grouped = noise.groups(precision, run, 2.5)
     turned = discrepancy.rotate(noise.whiten(phi, precision, grouped))
-    seen = surface.observed(data, turned, precision, 12.0, grouped)
+    seen = rows.observed(data, turned, precision, 12.0, grouped)
     assert len(seen["n"]) == 16  # padded
 
     def ours(sd, form_error):
@@ -98,6 +98,28 @@ def test_likelihood_of_checkpoints_is_the_exact_one(shared):
     np.testing.assert_allclose(
         [ours(*x) - ours(*at[0]) for x in at], [exact(*x) - exact(*at[0]) for x in at], rtol=1e-6
     )
+
+
+@pytest.mark.parametrize("together", [0.0, 2.5])
+def test_scatter_over_draws_is_of_the_noise_given_residuals(shared, together):
+    """Expected squares of each row's noise are those of a normal distribution, conditioned; weights their mean's."""
+    precision, run, _ = shared
+    rng = np.random.default_rng(6)
+    data = {"n": rng.uniform(-2, 2, 12), "d": rng.uniform(-3, 3, 12), "log_loss": rng.normal(1, 0.02, 12)}
+    phi = discrepancy.features(discrepancy.domain(data), data)
+    cells = rows.Rows.of(data | ({"run": run} if together else {}), phi, None)
+    how = rows.Scatter(precision, np.zeros(12), shared=together)
+    residual, noises, form_errors = rng.normal(0, 0.02, (3, 12)), np.array([0.01, 0.02, 0.005]), np.full(3, 0.015)
+    squares = []
+    for r, sd, form_error in zip(residual, noises, form_errors):
+        own = sd**2 * np.diag(1 / precision)
+        gain = own @ np.linalg.inv(own + form_error**2 * phi @ phi.T + sd**2 * together * (run[:, None] == run))
+        squares.append(((gain @ r) ** 2 + np.diag(own - gain @ own)) / sd**2)
+    found = cells.scatter(how, residual, noises, form_errors, 3.0)
+    tails, trend = noise.tails_and_trend(np.mean(squares, axis=0), data["n"] + data["d"], 3.0)
+    assert (found.tails, found.trend, found.shared) == (tails, trend, together)
+    variance = np.exp(2 * trend * (data["n"] + data["d"]))
+    np.testing.assert_allclose(found.weight, np.mean((tails + 1) / (tails + squares / variance), axis=0), rtol=1e-6)
 
 
 def test_checkpoints_of_one_run_are_not_taken_for_runs():
