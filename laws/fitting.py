@@ -160,7 +160,12 @@ def fit(
             "warnings": warnings,
         }
     )
-    return Posterior(law, samples, meta)
+    posterior = Posterior(law, samples, meta)
+    if law == "steplaw":
+        from laws.forms.steplaw_surface import reach
+
+        meta["reach"] = reach(posterior, used, target)
+    return posterior
 
 
 def digest(runs: pd.DataFrame, target: str, form: ModuleType, diverged: pd.DataFrame | None = None) -> str:

@@ -170,7 +170,7 @@ class Posterior:
         refuse_settings(query)
         out = surface.regret(np.log(query["lr"]), np.log(query["batch_tokens"]))
         notes = self._notes({name: x for name, x in query.items() if name not in ("lr", "batch_tokens")})
-        notes += steplaw_surface.doubts(surface, out, query)
+        notes += steplaw_surface.doubts(surface, out, query, self.meta.get("reach", {}))
         return Regret(out.reshape(len(out), *shape), notes)
 
     def settings(

@@ -41,6 +41,7 @@ FEWEST = 50.0  # effective draws that must decide
 SHAPE = 0.3  # share of a run's excess over its cell's best by which Step Law's bowl may be wrong for another recipe
 ROW = "row of the table"
 ALREADY = "these losses are already tuned, by "
+NOTED = 100  # draws that do to say what was asked out of range
 BLOCK = 500  # runs whose surfaces are evaluated at once
 FINISHED = 0.99  # portion from which a checkpoint is the end of its run
 # When the packaged Step Law speaks up unasked: it is at most NEAR decades from its own runs at half of these or more;
@@ -113,14 +114,13 @@ class Cells:
 
     runs: each one's best run, with the table's columns; excess: how far it is above the cell's optimum, of ln loss, and
     error: the standard error of that, [cell] each. others: the rows that cannot be judged. used: how many runs the
-    cells have together; query: what was asked of each, column -> [run]."""
+    cells have together."""
 
     runs: pd.DataFrame
     excess: np.ndarray
     error: np.ndarray
     others: pd.DataFrame
     used: int
-    query: dict[str, np.ndarray]
 
 
 def cells(table: pd.DataFrame, posterior: Posterior, target: str, most: int | None = None) -> Cells:
@@ -128,9 +128,7 @@ def cells(table: pd.DataFrame, posterior: Posterior, target: str, most: int | No
     Raises InputError where there are none."""
     keys = [c for c in CELL if c in table]
     runs, others = _judgeable(table, target, keys)
-    query = {c: runs[c].to_numpy(float) for c in ("params", "tokens", "lr", "batch_tokens")}
-    if "params_active" in posterior.meta.get("optional", {}) and "params_active" in runs:
-        query["params_active"] = runs["params_active"].fillna(runs["params"]).to_numpy(float)
+    query = _query(runs, posterior)
     y, draws = np.log(runs[target].to_numpy(float)), posterior.draws
     seeds = runs["seeds"].to_numpy(float) if "seeds" in runs else np.ones(len(runs))
     known = relative_error(runs, target)
@@ -149,7 +147,15 @@ def cells(table: pd.DataFrame, posterior: Posterior, target: str, most: int | No
         found += [_optimum(part, y[cell], known[cell], seeds[cell], draws) for cell, part in zip(block, parts)]
     optimum, error = np.array(found).T
     best = np.array([rows[0] for rows in members])
-    return Cells(runs.iloc[best], y[best] - optimum, error, others, len(runs), query)
+    return Cells(runs.iloc[best], y[best] - optimum, error, others, len(runs))
+
+
+def _query(runs: pd.DataFrame, posterior: Posterior) -> dict[str, np.ndarray]:
+    """What is asked of each run, column -> [run]."""
+    query = {c: runs[c].to_numpy(float) for c in ("params", "tokens", "lr", "batch_tokens")}
+    if "params_active" in posterior.meta.get("optional", {}) and "params_active" in runs:
+        query["params_active"] = runs["params_active"].fillna(runs["params"]).to_numpy(float)
+    return query
 
 
 def _judgeable(table: pd.DataFrame, target: str, keys: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -300,8 +306,8 @@ def _notes(
             f"{left} of {len(table)} rows left out: they lack lr or batch_tokens, or are checkpoints before the end of "
             "their schedule, and how far off they are can't be said"
         )
-    asked = {c: x for c, x in found.query.items() if c not in ("lr", "batch_tokens")}
-    return notes + [f"asked of Step Law: {note}" for note in posterior.predict(**asked, n_draws=1).warnings]
+    asked = _query(found.runs[known], posterior)
+    return notes + [f"asked of Step Law: {note}" for note in posterior.regret(**asked, n_draws=NOTED).warnings]
 
 
 def _moved(excess: float) -> str:

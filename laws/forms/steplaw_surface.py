@@ -11,16 +11,21 @@ convex region around it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from laws.errors import InputError
 from laws.forms import steplaw
 from laws.forms.steplaw_cells import MAX_EXCESS
 
+if TYPE_CHECKING:
+    from laws.posterior import Posterior
+
 DIRECTIONS = 64  # of the region's outline
 FAR = 12.0  # in the logs: beyond a factor 160,000 the region has no end
+SLACK = 0.05  # decades
 MOST = 1000.0  # of a regret: no finite loss is that much worse, and the mean over draws stays finite
 
 
@@ -76,19 +81,49 @@ class Surface:
         return np.expm1(np.minimum(steplaw.excess(np, u, v, *self.shape), np.log1p(MOST)))
 
 
-def doubts(surface: Surface, regret: np.ndarray, query: dict[str, np.ndarray]) -> list[str]:
-    """Sentences about regrets [draw, query] that the fitted runs say little of."""
+# --- how far the fitted runs reach -----------------------------------------------------------------------------------
+
+
+def reach(posterior: Posterior, runs: pd.DataFrame, target: str) -> dict[str, list[float]]:
+    """{"lr": [low, high], "batch_tokens": ...}: how far from the law's optimum (decades) the fitted runs lie, those
+    that end within MAX_EXCESS of their cell's best."""
+    cell = ["params", "tokens", *posterior.meta["optional"]]
+    if "params_active" in cell:
+        runs = runs.assign(params_active=runs["params_active"].fillna(runs["params"]))
+    near = runs[runs[target] <= (1 + MAX_EXCESS) * runs.groupby(cell)[target].transform("min")]
+    optimum = posterior.predict(**{c: near[c].to_numpy(float) for c in cell})
+    off = {c: np.log10(near[c].to_numpy(float) / getattr(optimum, c).median) for c in ("lr", "batch_tokens")}
+    return {c: [float(x.min()), float(x.max())] for c, x in off.items()}
+
+
+def doubts(
+    surface: Surface, regret: np.ndarray, query: dict[str, np.ndarray], reach: dict[str, list[float]]
+) -> list[str]:
+    """Sentences about regrets [draw, query] that the fitted runs say little of. reach: see there."""
     out = []
     if not surface.batch_matters:
         out.append("the runs hold next to one batch size: this is the regret of the learning rate alone")
+    if not regret.size:
+        return out
     median = np.median(regret, axis=0)
-    if median.size and median.max() > MAX_EXCESS:
+    if median.max() > MAX_EXCESS:
         at = int(np.argmax(median))
         out.append(
             f"the regret of lr {query['lr'][at]:.2g} with batch_tokens {query['batch_tokens'][at]:.3g} is beyond the "
             f"fitted runs, which end within {MAX_EXCESS:.0%} of their cell's best: a bad setting, but how bad is not "
             f"known (regrets are counted to {MOST:,.0%} at most)"
         )
+    for column, optimum in (("lr", surface.lr), ("batch_tokens", surface.batch))[: 1 + surface.batch_matters]:
+        off = np.log10(query[column]) - np.median(optimum, axis=0) / np.log(10)
+        off[median > MAX_EXCESS] = 0.0  # said above
+        low, high = reach.get(column, (-np.inf, np.inf))
+        for side, end, way in ((1, max(high, 0.0), "above"), (-1, max(-low, 0.0), "below")):
+            at = int(np.argmax(side * off))
+            if side * off[at] > end + SLACK:
+                out.append(
+                    f"{column} {query[column][at]:.3g} is {side * off[at]:.2g} decades {way} the optimum, the fitted "
+                    f"runs at most {end:.2g}: a regret there is carried on from nearer settings"
+                )
     return out
 
 

@@ -125,6 +125,27 @@ def test_a_setting_far_from_all_that_was_tried_is_doubted(packaged):
             packaged.regret(**where, lr=1e-3, batch_tokens=batch)
 
 
+def test_settings_further_off_than_the_fitted_runs_are_named(packaged):
+    where = {"params": 1e9, "tokens": 2e10}
+    best = packaged.predict(**where)
+    narrow = laws.Posterior("steplaw", packaged.samples, packaged.meta | {"reach": {"batch_tokens": [-0.5, 0.5]}})
+    for decades, said in ((0.4, []), (0.6, ["above"]), (-0.4, []), (-0.6, ["below"])):
+        regret = narrow.regret(**where, lr=best.lr.median, batch_tokens=best.batch_tokens.median * 10**decades)
+        assert regret.median < 0.1 and len(regret.warnings) == len(said)
+        assert all(f"decades {way} the optimum" in regret.warnings[0] for way in said)
+    assert packaged.regret(**where, lr=[], batch_tokens=1e6).draws.shape[1] == 0
+
+
+def test_reach_is_that_of_the_runs(small_steplaw):
+    """Of the grid's runs within 10% of their cell's best, from the optimum that the law gives."""
+    runs, law = swept_grid(), small_steplaw
+    near = runs[runs["loss"] <= 1.1 * runs.groupby(["params", "tokens"])["loss"].transform("min")]
+    optimum = law.predict(params=near["params"].to_numpy(), tokens=near["tokens"].to_numpy())
+    for column in ("lr", "batch_tokens"):
+        off = np.log10(near[column] / getattr(optimum, column).median)
+        np.testing.assert_allclose(law.meta["reach"][column], [off.min(), off.max()])
+
+
 def test_refusals(packaged, small_chinchilla):
     where = {"params": 7e9, "tokens": 1.4e12}
     with pytest.raises(InputError, match="no setting is within 1e-06: the best has an expected regret of"):

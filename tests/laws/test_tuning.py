@@ -99,6 +99,16 @@ def test_a_cell_of_one_run_is_lowered_by_its_expected_regret(steplaw):
     assert already["loss_se"].item() > np.hypot(out["loss_se"].item(), 0.04)
 
 
+def test_settings_beyond_the_sweeps_of_the_law_are_noted(steplaw):
+    runs = pd.DataFrame(SCALES | {"lr": [4e-3], "batch_tokens": 4e6, "loss": 2.5})
+    narrow = laws.Posterior("steplaw", steplaw.samples, steplaw.meta | {"reach": {"lr": [-1.0, 0.1]}})
+    assert not any("decades" in note for note in laws.tuned(runs).attrs["notes"])
+    assert any(
+        "asked of Step Law: lr 0.004 is" in note and "the fitted runs at most 0.1" in note
+        for note in laws.tuned(runs, by=narrow).attrs["notes"]
+    )
+
+
 def test_active_parameters_count_where_they_are_known(steplaw):
     runs = pd.DataFrame({"params": [2.1e9], "params_active": 3e8, "tokens": 1e10, "lr": 4e-3, "batch_tokens": 2e6})
     sparse = np.log1p(steplaw.regret(**{c: x.item() for c, x in runs.items()}).draws).mean()
