@@ -108,7 +108,8 @@ def _print(args: argparse.Namespace, a: laws.Posterior, b: laws.Posterior, found
 def _crossing(row: dict[str, Any], form: Any) -> list[str]:
     known = np.isfinite(row["median"])
     where = [form(row["median"]), f"{form(row['low'])} .. {form(row['high'])}"] if known else ["-", "-"]
-    return [row["before"].upper(), row["after"].upper(), f"{row['share']:.0%}", *where]
+    again = " again" if row["before"] == row["after"] and row["share"] > 0.5 else ""  # it changes twice
+    return [row["before"].upper(), row["after"].upper() + again, f"{row['share']:.0%}", *where]
 
 
 def _thinned(n: int) -> list[int]:
