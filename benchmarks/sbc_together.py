@@ -18,13 +18,15 @@ from numpyro.infer.hmc import hmc
 
 from laws import normal, sampler
 from laws.errors import FitError
+from laws.jumps import Jumps
 from laws.whitening import Whitening, place_all
 
 CHAINS, WARMUP, DRAWS, CHUNK = 2, 200, 300, 50
 ACCEPT, DEPTH = 0.8, 7
 MAX_RHAT = 1.1
 
-Asked = tuple[Callable, dict[str, Any], dict[str, dict], Whitening, jax.Array]  # model, data, mode, whitening, starts
+# model, data, mode, whitening, jumps, starts
+Asked = tuple[Callable, dict[str, Any], dict[str, dict], Whitening, Jumps | None, jax.Array]
 
 
 class Together:
@@ -39,10 +41,10 @@ class Together:
         with jax.enable_x64(True):
             data = {key: jnp.asarray(value) for key, value in data.items()}
             modes = normal.find_modes(model, data, [start, *others], hold, name)
-            way, begin = sampler.whitened(model, data, modes, over, CHAINS, seed)
+            way, begin, leaps = sampler.whitened(model, data, modes, over, CHAINS, seed)
         if begin is None:
             begin = np.random.default_rng(seed).standard_normal((CHAINS, len(way.own)))
-        self.asked[seed] = model, data, modes[0][0], way, begin
+        self.asked[seed] = model, data, modes[0][0], way, leaps, begin
         self.waits.release()
         self.drawn.wait()
         if seed not in self.answers:
@@ -86,11 +88,11 @@ def draw(asked: dict[int, Asked]) -> dict[int, dict[str, np.ndarray]]:
     how = {"step_size": 0.5, "target_accept_prob": ACCEPT, "max_tree_depth": DEPTH}
 
     def start(white, key, *args):
-        return init_kernel(white, WARMUP, model_args=args, rng_key=key, **how)
+        return init_kernel(white, WARMUP, model_args=args[:3], rng_key=key, **how)
 
     def advance(state, *args):
         def one(state, _):
-            state = sample_kernel(state, model_args=args)
+            state = sampler.step(model, sample_kernel, state, *args)
             return state, state.z
 
         return jax.lax.scan(one, state, None, length=CHUNK)
@@ -98,9 +100,9 @@ def draw(asked: dict[int, Asked]) -> dict[int, dict[str, np.ndarray]]:
     with jax.enable_x64(True):
         args = jax.tree.map(
             lambda *each: jnp.repeat(jnp.stack([jnp.asarray(x) for x in each]), CHAINS, axis=0),
-            *(x[1:4] for x in asked.values()),
+            *(x[1:5] for x in asked.values()),
         )
-        white = jnp.concatenate([jnp.asarray(x[4]) for x in asked.values()])
+        white = jnp.concatenate([jnp.asarray(x[5]) for x in asked.values()])
         size, keys = white.shape[1], jax.random.split(jax.random.key(0), len(asked) * CHAINS)
         state = jax.jit(jax.vmap(start))(white, keys, *args)
         advance = jax.jit(jax.vmap(advance))
@@ -111,7 +113,7 @@ def draw(asked: dict[int, Asked]) -> dict[int, dict[str, np.ndarray]]:
                 kept.append(np.asarray(z))
         found = np.concatenate(kept, axis=1).reshape(len(asked), CHAINS, -1, size)
         out = {}
-        for (seed, (_, data, mode, way, _)), z in zip(asked.items(), found):
+        for (seed, (_, data, mode, way, *_)), z in zip(asked.items(), found):
             if sampler.rank_diagnostics(z)[0] < MAX_RHAT:
                 flat = place_all(way, jnp.asarray(z))
                 out[seed] = {k: np.asarray(v) for k, v in normal.constrained(model, data, mode, flat).items()}

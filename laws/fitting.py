@@ -104,6 +104,8 @@ def fit(
             return stack
     lost = {"diverged": diverged(table, form.COLUMNS)} if hasattr(form, "CENSORED") else {}
     data, facts = form.prepare(used, target, **lost)
+    if hasattr(form, "simplest"):
+        data = form.simplest(data)
     with _bar(law, progress) as on_progress:
         if "loss" in form.QUANTITIES:
             how = {"laplace": True} if laplace else options | {"on_progress": on_progress}

@@ -2,9 +2,9 @@
 
 The posterior is turned into something close to a standard normal, by a factor of the inverse Hessian at its mode and
 then of the covariance of a short first run (where its draws are enough to tell better), or at once by that of a mixture
-of normal approximations: NUTS then needs few steps whatever the scales and correlations of the parameters. Compiled
-programs are kept per model, so that refits of the same shape start at once. float64 holds only inside
-`jax.enable_x64`: the process's own setting is untouched.
+of normal approximations, by which chains then also jump (`laws.jumps`): NUTS needs few steps whatever the scales and
+correlations of the parameters. Compiled programs are kept per model, so that refits of the same shape start at once.
+float64 holds only inside `jax.enable_x64`: the process's own setting is untouched.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from numpyro.infer.hmc import hmc
 from numpyro.infer.util import potential_energy
 from scipy.stats import norm, rankdata
 
-from laws import threads
+from laws import jumps, threads
 from laws.errors import FitError
+from laws.jumps import Jumps
 from laws.normal import Model, Samples, constrained, find_modes, mixture, options, sites
 from laws.whitening import Whitening, place_all, straight
 
@@ -72,11 +73,11 @@ def sample(
         data = {key: jnp.asarray(value) for key, value in data.items()}
         modes = find_modes(model, data, [start, *others], hold, name)
         mode, mixed = modes[0][0], over or len(modes) > 1
-        way, begin = whitened(model, data, modes, over, chains, seed)
+        way, begin, leaps = whitened(model, data, modes, over, chains, seed)
         done, half = 0, num_warmup // 2
         first_run = not mixed and chains * half >= ENOUGH * len(way.own)
         for accept, most in ((0.8 if first_run or mixed else MANY, FEW), (0.98, TOO_MANY)):
-            run = _Run(model, data, mode, way, accept, seed, chains, half, on_progress, done, begin)
+            run = _Run(model, data, mode, way, accept, seed, chains, half, on_progress, done, begin, leaps)
             if first_run:
                 run.extend(half, then=half + num_samples)
                 run = run.rewhitened(accept, seed + 1, half)
@@ -115,18 +116,18 @@ def whitened(
     over: str,
     chains: int,
     seed: int,
-) -> tuple[Whitening, jax.Array | None]:
-    """(whitening, where `chains` start in it), given `laws.normal.find_modes`: by its one mode, with no starts; or, of
-    several modes or with `over`, by `laws.normal.mixture`, and spread over it, so that chains that find the same have
-    found all of it that weighs as much as one of them."""
+) -> tuple[Whitening, jax.Array | None, Jumps | None]:
+    """(whitening, where `chains` start in it, jumps), given `laws.normal.find_modes`: by its one mode, with no starts
+    and no jumps; or, of several modes or with `over`, by `laws.normal.mixture`, and spread over it, so that chains that
+    find the same have found all of it that weighs as much as one of them."""
     if not over and len(modes) == 1:
         mode, scale = modes[0]
-        return straight(ravel_pytree(mode)[0], scale), None
+        return straight(ravel_pytree(mode)[0], scale), None, None
     found = mixture(model, data, [mode for mode, _ in modes], over)
     z = found.draws(np.random.default_rng(seed).standard_normal((NORMAL, found.means.shape[1])))
     way = found.whitening() if over else straight(z.mean(axis=0), np.linalg.cholesky(np.cov(z.T)))
     spread = z[((np.arange(chains) + 0.5) / chains * NORMAL).astype(int)]
-    return way, jnp.asarray([way.whiten(one) for one in spread])
+    return way, jnp.asarray([way.whiten(one) for one in spread]), jumps.of(found, way)
 
 
 # --- the chains ------------------------------------------------------------------------------------------------------
@@ -162,21 +163,29 @@ def _kernel(
 
     def advance(state, *args):
         def one(state, _):
-            state = sample_kernel(state, model_args=args)
+            state = step(model, sample_kernel, state, *args)
             return state, (state.z, state.diverging, state.num_steps)
 
         return jax.lax.scan(one, state, None, length=CHUNK)
 
     none = (None, None, None)
     jit = partial(jax.jit, compiler_options=dict(options))
-    return jit(jax.vmap(start, in_axes=(0, 0, *none))), jit(jax.vmap(advance, in_axes=(0, *none)))
+    return jit(jax.vmap(start, in_axes=(0, 0, *none))), jit(jax.vmap(advance, in_axes=(0, *none, None)))
+
+
+def step(model: Model, sample_kernel: Callable, state: Any, data: Any, mode: Any, way: Whitening, leaps: Any) -> Any:
+    """A chain's state after a step of NUTS, and a jump if there are any."""
+    state = sample_kernel(state, model_args=(data, mode, way))
+    return state if leaps is None else jumps.jump(state, leaps, potential(model)(data, mode, way))
 
 
 class _Run:
     """Chains that can go on, from `begin` [chain, k], whitened. `draws` counts kept draws a chain."""
 
-    def __init__(self, model, data, mode, way, accept, seed, chains, num_warmup, on_progress, done=0, begin=None):
-        self.model, self.data, self.mode, self.way = model, data, mode, way
+    def __init__(
+        self, model, data, mode, way, accept, seed, chains, num_warmup, on_progress, done=0, begin=None, leaps=None
+    ):
+        self.model, self.data, self.mode, self.way, self.leaps = model, data, mode, way, leaps
         self.on_progress, self.done = on_progress, done
         self.warmup = -(-num_warmup // CHUNK) * CHUNK
         start, self.advance = _kernel(model, self.warmup, accept, options(data))
@@ -212,7 +221,9 @@ class _Run:
         chunks = warmup + -(-draws // CHUNK)
         steps = []
         for k in range(chunks):
-            self.state, (white, diverging, num_steps) = self.advance(self.state, self.data, self.mode, self.way)
+            self.state, (white, diverging, num_steps) = self.advance(
+                self.state, self.data, self.mode, self.way, self.leaps
+            )
             if k >= warmup:
                 self.white.append(np.asarray(white))
                 self.divergences += int(np.sum(diverging))

@@ -42,6 +42,12 @@ class Whitening(NamedTuple):
         white = np.linalg.solve(root + np.diag(own), flat - mean - own * u)
         return white + own * (u - self.centre) / self.spread
 
+    def whiten_root(self, flat: np.ndarray, root: np.ndarray) -> np.ndarray:
+        """White coordinates of small steps from `flat` [k], the columns of `root` [k, k]."""
+        own = np.asarray(self.own)
+        white = np.linalg.solve(np.asarray(self._at(own @ flat)[1]) + np.diag(own), root)
+        return white * (1 - own + own / self.spread)[:, None]
+
     def _at(self, u: Any) -> tuple[Any, Any]:
         if len(self.means) == 1:
             return self.means[0], self.roots[0]

@@ -10,8 +10,9 @@ The authors regress the near-optimal settings. Here the loss itself is modelled.
 
     ln L = m_c + excess(ln lr - ln lr*_c, ln B - ln B*_c) + noise,
 
-where the cell's own optimum scatters about the law (`lr_sd`, `batch_sd`) and the excess is a sum of three bowls, each
-convex in the logs with its minimum at the optimum, so their sum is too:
+where the cell's own optimum scatters about the law (`lr_sd`, `batch_sd`) and the excess is a sum of three bowls (or
+the first two, where the runs ask for no more: `simplest`), each convex in the logs with its minimum at the optimum, so
+their sum is too:
 
     excess(u, v) = sum_k kappa_k w_k^2 linex(bend_k w_k),       linex(s) = (exp(s) - 1 - s) / s^2,
     w_1 = u - tilt_1 v   gradient noise: learning rate high for the batch
@@ -117,20 +118,21 @@ def model(data: dict[str, Any]) -> None:
     x = {slope: data[key] for slope, key in SLOPES.items() if key in data}
     cells = data["n"].shape[0]
     rich = "rich" in data
+    bowls = 3 if "third" in data else 2
     shape = {}
     for name, loc, prior_sd, slope_sd in (
         ("log_kappa", np.log([0.02, 0.02, 0.02]), 1.5 if rich else 1.0, 0.5),
         ("tilt", np.array([0.7, 0.0]), 0.5, 0.2),
         ("bend", np.array([0.5, 1.5]), 0.7, 0.2),
     ):
-        loc = loc if rich else loc[:-1]
+        loc = loc if bowls == 3 else loc[:-1]
         shape[name] = site(name, loc, prior_sd, loc.shape)[None, :]
         if rich or name == "log_kappa":
             width = loc.shape if rich else (1,)
             for slope, values in x.items():
                 shape[name] += site(f"{name}_{slope}", 0.0, slope_sd, width) * values[:, None]
     if rich:
-        shape["log_kappa"] += KAPPA_SD * site("kappa_cell", 0.0, 1.0, (cells, 3))
+        shape["log_kappa"] += KAPPA_SD * site("kappa_cell", 0.0, 1.0, (cells, bowls))
 
     def law(name, unit=1.0, slide=0.0, offsets=None):
         """(center less mid, then the exponents) of a law and ln of the optimum in each cell. Sampled: the law less
@@ -217,15 +219,27 @@ def start(data: dict[str, Any]) -> dict[str, Any]:
         "tilt": np.array([0.7, 0.2]),
         "bend": np.array([0.6, 1.5]),
     }
-    if "rich" not in data:
+    if "third" not in data:
         out |= {name: out[name][:-1] for name in SHAPE}
     out |= {f"{name}_{slope}": np.zeros_like(out[name]) for name in SHAPE for slope in x}
     if "rich" not in data:
         out |= {f"log_kappa_{slope}": np.zeros(1) for slope in x}
-    out |= {"kappa_cell": np.zeros((cells, 3)), "floor_cell": np.zeros(cells)}
+    out |= {"kappa_cell": np.zeros((cells, len(out["log_kappa"]))), "floor_cell": np.zeros(cells)}
     out |= {"noise": 2e-3, "noise_cell": np.zeros(cells), "df_above_2": 2.0}
     out |= {"form_error_raw": -0.85} if "rich" in data else {"form_error": 0.05}
     return out
+
+
+def simplest(data: dict[str, Any]) -> dict[str, Any]:
+    """`data` without the third bowl where the runs don't ask for it, by the model's evidence with and without: where
+    their losses are near a parabola, two bowls of one kind could each be all of it, and chains would not settle."""
+    from laws.normal import log_evidence
+
+    if "third" not in data:
+        return data
+    without = {key: value for key, value in data.items() if key != "third"}
+    evidence, less = (log_evidence(model, x, start(x), hold=HELD) for x in (data, without))
+    return data if evidence > less else without
 
 
 # --- prediction ------------------------------------------------------------------------------------------------------

@@ -106,7 +106,7 @@ def prepare(
     # Variants of the model go by the presence of a key, which is known when the program is compiled.
     settings = np.array([list(c.settings.values()) for c in cells])
     if np.median(settings, axis=0).min() >= 5 and np.median([u.sum() for u in used]) >= 25:
-        data["rich"] = np.array(1.0)
+        data |= {"rich": np.array(1.0), "third": np.array(1.0)}
     if np.sum(settings[:, 1] > 1) >= MIN_CELLS:
         data["batch_swept"] = np.array(1.0)
     return data, {

@@ -40,8 +40,18 @@ def test_the_likeliest_mode_is_the_mode_whichever_start_comes_first():
         assert found["x"] == pytest.approx(-4.0, abs=1e-3)
 
 
-def test_chains_that_stay_at_different_modes_are_refused():
+@pytest.mark.parametrize("over", ["", "scale"])
+def test_chains_jump_from_mode_to_mode(over):
+    found = sampler.sample(two_hills, SHARE, STARTS[0], others=STARTS[1:], name="hills", over=over)
+    right = found.draws["x"] > 0
+    assert np.all(right.mean(axis=1) > 0.1) and right.mean() == pytest.approx(0.25, abs=0.04)
+    assert np.std(found.draws["x"][right]) == pytest.approx(0.2, rel=0.1)
+    assert np.std(found.draws["x"][~right]) == pytest.approx(0.5, rel=0.1)
+
+
+def test_chains_that_stay_at_different_modes_are_refused(monkeypatch):
     """From one mode they would agree, and be wrong."""
+    monkeypatch.setattr(sampler.jumps, "of", lambda *_: None)
     with pytest.raises(FitError, match="did not settle"):
         sampler.sample(two_hills, SHARE, STARTS[0], others=STARTS[1:], name="hills", over="scale", num_samples=100)
 

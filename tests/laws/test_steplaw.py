@@ -104,6 +104,26 @@ def test_settings_where_the_batch_was_not_swept():
     assert at[0] == at[1]
 
 
+def test_sweeps_of_a_parabola_are_fitted_with_two_bowls(packaged):
+    """Dense sweeps about each cell's optimum, of losses that are a parabola in the logs: with a third bowl, either of
+    two could be all of it, and chains did not settle."""
+    rng, rows = np.random.default_rng(0), []
+    for N in np.geomspace(3e7, 1e9, 4):
+        for D in np.geomspace(1e9, 1e10, 3):
+            lr, batch = 2.0 * N**-0.7 * D**0.3, 0.6 * D**0.57
+            for u in 0.42 * np.arange(-3, 4):
+                for v in 0.49 * np.arange(-2, 3):
+                    loss = 2.0 + 400 * N**-0.34 + 400 * D**-0.28
+                    loss *= np.exp(0.0056 * u**2 + 0.0042 * v**2 + 0.0015 * rng.standard_normal())
+                    rows.append((N, D, lr * np.exp(u), batch * np.exp(v), loss))
+    runs = pd.DataFrame(rows, columns=["params", "tokens", "lr", "batch_tokens", "loss"])
+    law = laws.fit("steplaw", runs)
+    assert law.draws["bend"].shape[-1] == 1 and packaged.draws["bend"].shape[-1] == 2
+    for site, true in (("lr_N", -0.7), ("lr_D", 0.3), ("batch_N", 0.0), ("batch_D", 0.57)):
+        low, high = np.quantile(law.draws[site], [0.005, 0.995])
+        assert low < true < high and high - low < 0.5
+
+
 def test_regret_of_the_paper_on_its_own_cells(packaged):
     """What the posterior says of the published settings is what the runs say: 0.1%, not 1% (dense, N in 2e8..1e9)."""
     N, D = np.array([2.1e8, 4.3e8, 1.07e9]), np.array([2e10, 4e10, 5.7e10])
