@@ -257,7 +257,7 @@ def _coverage(pit: np.ndarray, own: bool, known: bool) -> Said:
     [cell]; known: whether the losses have standard errors."""
     off = np.abs(pit - 0.5)
     inside = {level: int((off <= level / 2).sum()) for level in (0.9, 0.5)}
-    how = "predicted from all the others" if own else "that the law was not fitted to"
+    how = "predicted from all the others" if own else "taken as new to the law"
     text = f"Of the {len(pit)} cells, {how}, {inside[0.9] / len(pit):.0%} lie inside their 90% interval and "
     text += f"{inside[0.5] / len(pit):.0%} inside 50%"
     if any(binom.cdf(count, len(pit), level) < RARE for level, count in inside.items()):

@@ -344,6 +344,10 @@ def load_posterior(source: str | os.PathLike[str]) -> Posterior:
     try:
         law, samples, meta, digest_of_content = _read(body)
     except Exception as error:  # h5py raises many kinds on damaged bytes
+        if b"params" in content.partition(b"\n")[0]:
+            raise InputError(
+                f"{name}: a run table, not a posterior; fit it first: stepseer fit LAW {name} --out FILE"
+            ) from error
         raise InputError(
             f"{name}: not a readable posterior ({type(error).__name__}); fit again or fetch it anew"
         ) from error

@@ -196,6 +196,12 @@ def _read_parquet(path: Path) -> pd.DataFrame:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
+    with path.open("rb") as file:
+        begins = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
+    if begins.startswith(b"\x89HDF"):
+        raise InputError(f"{path}: a posterior that `stepseer fit` wrote, and no run table; give the runs themselves")
+    if begins[:1] in (b"{", b"["):
+        raise InputError(f"{path}: JSON, and no run table; give a CSV, a Parquet file or a results folder")
     try:
         # Blank lines are kept until the index has counted them, so that messages give true line numbers.
         runs = pd.read_csv(path, skip_blank_lines=False, low_memory=False, encoding="utf-8-sig")

@@ -105,7 +105,7 @@ def _check_columns(runs: pd.DataFrame, name: str) -> None:
             raise InputError(f"{name}: no column {column!r} ({meaning(column)}){hint(runs, column)}")
     if not any(column in runs for column in LOSSES):
         hints = [text for column in LOSSES if (text := hint(runs, column, listing=False))]
-        near = hints[0] if hints else f"; columns there: {listed(list(runs.columns))}"
+        near = hints[0] if hints else _there(runs)
         raise InputError(f"{name}: no loss column (one of {listed(LOSSES)}; nats per token, bpc in bits){near}")
 
 
@@ -330,7 +330,12 @@ def hint(runs: pd.DataFrame, column: str, listing: bool = True) -> str:
     if near:
         unit = "; give tokens, not sequences" if column == "batch_tokens" else ""
         return f"; rename {near[0]!r} to {column!r}{unit}"
-    return f"; columns there: {listed(list(runs.columns))}" if listing else ""
+    return _there(runs) if listing else ""
+
+
+def _there(runs: pd.DataFrame) -> str:
+    """Without those that `validate` adds, which no other column is mistaken for."""
+    return f"; columns there: {listed([c for c in runs.columns if c not in ('status', 'recipe', 'reason')])}"
 
 
 def unread_error(runs: pd.DataFrame, target: str) -> str:

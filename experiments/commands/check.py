@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     print(about(posterior))
     if not found.fitted_to_these:
-        print(f"{args.runs} is not what it was fitted to: these runs are a test of it")
+        print(f"{args.runs} is not the table it was fitted to: runs that the fit did not have are a test of it")
     print()
     for sentence in found.sentences:
         print(f"{'  !' if sentence in found.worries else 'ok '} {sentence}")

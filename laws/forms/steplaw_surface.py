@@ -110,12 +110,11 @@ def doubts(
         at = int(np.argmax(median))
         out.append(
             f"the regret of lr {query['lr'][at]:.2g} with batch_tokens {query['batch_tokens'][at]:.3g} is beyond the "
-            f"fitted runs, which end within {MAX_EXCESS:.0%} of their cell's best: a bad setting, but how bad is not "
-            f"known (regrets are counted to {MOST:,.0%} at most)"
+            f"fitted runs, which end within {MAX_EXCESS:.0%} of their cell's best: a bad setting, but how bad is their "
+            f"bowl carried on, and its interval too narrow (regrets are counted to {MOST:,.0%} at most)"
         )
     for column, optimum in (("lr", surface.lr), ("batch_tokens", surface.batch))[: 1 + surface.batch_matters]:
         off = np.log10(query[column]) - np.median(optimum, axis=0) / np.log(10)
-        off[median > MAX_EXCESS] = 0.0  # said above
         low, high = reach.get(column, (-np.inf, np.inf))
         for side, end, way in ((1, max(high, 0.0), "above"), (-1, max(-low, 0.0), "below")):
             at = int(np.argmax(side * off))

@@ -151,7 +151,7 @@ def test_check(capsys, runs):
     assert set(answer["coverage"]) == {"0.5", "0.8", "0.9", "0.95"} and 0.7 < answer["coverage"]["0.9"] <= 1
     assert set(answer["worries"]) < set(answer["sentences"])
     shown = say(capsys, f"check mine.nc {runs}")
-    for words in ("these runs are a test of it", "ok  The chains agree", "! A run scatters", "furthest from the law"):
+    for words in ("did not have are a test of it", "ok  The chains agree", "! A run scatters", "furthest from the law"):
         assert words in shown
     first = shown.split("Pareto k")[-1].splitlines()[2].split()
     assert first[:2] == ["200M", "32B"] and float(first[4].rstrip("%")) > 15

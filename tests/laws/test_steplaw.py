@@ -138,7 +138,7 @@ def test_a_setting_far_from_all_that_was_tried_is_doubted(packaged):
     near = packaged.regret(**where, lr=1e-3, batch_tokens=5e5)
     assert near.warnings == [] and near.median < 0.01
     bad = packaged.regret(params=[1e9, 7e9], tokens=1e11, lr=[1e-3, 10], batch_tokens=5e5)
-    assert bad.median[1] > 1 and len(bad.warnings) == 2
+    assert bad.median[1] > 1 and len(bad.warnings) == 3
     assert "params 7e+09 is" in bad.warnings[0] and "the regret of lr 10 with batch_tokens 5e+05" in bad.warnings[1]
     for batch, words in ((512, "looks like sequences"), (2e11, "larger than the run's tokens")):
         with pytest.raises(InputError, match=words):
