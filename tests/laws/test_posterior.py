@@ -129,8 +129,11 @@ def test_truncated_file(packaged, tmp_path, share):
 
 def test_not_a_posterior(tmp_path):
     (tmp_path / "runs.csv").write_text("params,tokens,loss\n1e9,1e10,3\n")
-    with pytest.raises(InputError, match=r"runs\.csv: not a readable posterior"):
+    with pytest.raises(InputError, match=r"runs\.csv: a run table, not a posterior; fit it first"):
         laws.load_posterior(tmp_path / "runs.csv")
+    (tmp_path / "text.nc").write_text("of no kind")
+    with pytest.raises(InputError, match=r"text\.nc: not a readable posterior"):
+        laws.load_posterior(tmp_path / "text.nc")
     with pytest.raises(InputError, match="no posterior named 'nonesuch': packaged are steplaw"):
         laws.load_posterior("nonesuch")
     with pytest.raises(InputError, match=r"cannot read .*absent\.nc"):

@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 
 from laws.errors import InputError
-from laws.posterior import load_posterior
 from laws.runs import METADATA_KEY, finished, load_runs, require, write_parquet
 
 GOOD = {"params": [1e8, 2e8, 4e8], "tokens": [2e9, 4e9, 8e9], "loss": [3.2, 3.0, 2.8]}
@@ -204,11 +203,7 @@ def test_recipe_keeps_its_rows_only():
 
 
 def test_files_of_another_kind_are_named(tmp_path, small_chinchilla):
-    """A posterior for runs, runs for a posterior, JSON for either."""
-    posterior, table, other = small_chinchilla.save(tmp_path / "p.nc"), tmp_path / "runs.csv", tmp_path / "runs.json"
-    table.write_text("params,tokens,loss\n1e9,1e10,2.5\n")
+    posterior, other = small_chinchilla.save(tmp_path / "p.nc"), tmp_path / "runs.json"
     other.write_text('{"params": {"0": 1e9}}')
     assert "p.nc: a posterior that `stepseer fit` wrote, and no run table" in refusal(posterior)
     assert "runs.json: JSON, and no run table" in refusal(other)
-    with pytest.raises(InputError, match=r"runs\.csv: a run table, not a posterior; fit it first"):
-        load_posterior(table)
