@@ -109,6 +109,7 @@ def find_modes(
     return [(mode, scale) for mode, scale, log_weight in found if log_weight > found[0][2] - UNLIKELY]
 
 
+@threads.one()
 def log_evidence(model: Model, data: dict[str, Any], start: dict[str, Any], *, hold: Sequence[str] = ()) -> float:
     """Of the model, all its densities normalised, by the normal approximation at its mode; held sites as they are."""
     with jax.enable_x64(True):
