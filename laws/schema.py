@@ -299,6 +299,8 @@ def refuse_settings(columns: dict[str, np.ndarray]) -> None:
     """Raises InputError for an lr or batch_tokens that a run table may not hold. columns: params, tokens, lr and
     batch_tokens, [query] each, as of one table."""
     runs = pd.DataFrame(columns)
+    if runs.empty:
+        return
     for column, remedy, test in _RULES:
         if column in ("lr", "batch_tokens") and not (fine := np.asarray(test(runs), dtype=bool)).all():
             raise InputError(f"{column} {runs[column][~fine].iloc[0]:g} {remedy}")
