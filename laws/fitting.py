@@ -50,7 +50,7 @@ def fit(
     steplaw uses every (lr, batch) run of a cell; the loss laws use the best run of each (params, tokens) cell.
     Runs that did not end well, or without a target loss, are left out and counted in `meta["excluded"]`; but in steplaw
     a run that diverged counts as a loss above its cell's best one (`meta["censored"]` says how many do).
-    num_warmup, num_samples: a chain; more are drawn (up to five times as many) where chains have not mixed. The same
+    num_warmup, num_samples: a chain; more are drawn (up to ten times as many) where chains have not mixed. The same
     seed gives the same posterior on the same versions.
     form_error: laws of the loss allow for the error of their own form, which widens their coefficients and makes their
     predictions true; False takes the form for true, as the literature does. laplace: by the normal approximation at the

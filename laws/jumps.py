@@ -1,5 +1,5 @@
-"""Jumps across a posterior, between the steps of NUTS: to draws of normal approximations, taken or not by the rule of
-Metropolis and Hastings (1970, Biometrika 57:97).
+"""Jumps across a posterior, between the steps of NUTS: to draws about normal approximations, taken or not by the rule
+of Metropolis and Hastings (1970, Biometrika 57:97).
 
 NUTS walks; from one mode to another, or down a narrow neck, it finds the way late or never. A jump goes there at once,
 and is exact whatever the approximations are worth: they decide only how many jumps are taken.
@@ -19,12 +19,12 @@ from laws.normal import HELD, STEP, Mixture
 from laws.whitening import Whitening
 
 COMPONENTS = 64  # at most, and always: so that fits share programs
-WIDER = 1.2  # times the approximations' standard deviations
+TAILS = 4.0  # degrees of freedom: from tails longer than its own a jump would hardly ever lead back
 
 
 class Jumps(NamedTuple):
-    """A mixture of normal distributions of white coordinates. means [component, k]; roots [component, k, k], L with L
-    L^T the covariance, inverses of them, and logs of their determinants [component]; log weights [component]."""
+    """A mixture of Student-t distributions of white coordinates. means [component, k]; roots [component, k, k], L with
+    L L^T the scale matrix, inverses of them, and logs of their determinants [component]; log weights [component]."""
 
     means: Any
     roots: Any
@@ -46,7 +46,7 @@ def of(found: Mixture, way: Whitening) -> Jumps:
             STEP * np.eye(len(found.own)), found.scales[component], HELD * np.eye(held)
         )
         means[k] = way.whiten(mean)
-        roots[k] = WIDER * way.whiten_root(mean, root)
+        roots[k] = way.whiten_root(mean, root)
     weights = np.zeros(COMPONENTS)
     weights[: len(chosen)] = found.weights[chosen]
     with np.errstate(divide="ignore"):
@@ -57,14 +57,16 @@ def of(found: Mixture, way: Whitening) -> Jumps:
 def log_density(jumps: Jumps, white: Any) -> Any:
     """Up to a constant."""
     apart = jnp.einsum("cij,cj->ci", jumps.inverses, white - jumps.means)
-    return jax.nn.logsumexp(jumps.weights - jumps.volumes - jnp.sum(apart**2, axis=1) / 2)
+    tails = (TAILS + white.shape[0]) / 2 * jnp.log1p(jnp.sum(apart**2, axis=1) / TAILS)
+    return jax.nn.logsumexp(jumps.weights - jumps.volumes - tails)
 
 
 def jump(state: Any, jumps: Jumps, energy: Callable[[Any], Any]) -> Any:
     """numpyro's state of a chain after one: where it was, or elsewhere. energy: of white coordinates."""
-    key, which, where, whether = jax.random.split(state.rng_key, 4)
+    key, which, where, how_far, whether = jax.random.split(state.rng_key, 5)
     k = jax.random.categorical(which, jumps.weights)
-    there = jumps.means[k] + jumps.roots[k] @ jax.random.normal(where, state.z.shape, state.z.dtype)
+    stretch = jnp.sqrt(TAILS / 2 / jax.random.gamma(how_far, TAILS / 2))
+    there = jumps.means[k] + stretch * (jumps.roots[k] @ jax.random.normal(where, state.z.shape, state.z.dtype))
     value, slope = jax.value_and_grad(energy)(there)
     gain = state.potential_energy - value + log_density(jumps, state.z) - log_density(jumps, there)
     taken = jnp.log(jax.random.uniform(whether)) < gain  # never where the energy is not a number

@@ -30,7 +30,7 @@ from laws.normal import Model, Samples, constrained, find_modes, mixture, option
 from laws.whitening import Whitening, place_all, straight
 
 CHUNK = 50  # iterations a compiled call: between calls progress is reported
-EXTENSIONS = 4  # times that sampling goes on if chains have not mixed
+EXTENSIONS = 9  # times that sampling goes on if chains have not mixed
 HOPELESS = 0.5  # share of the wanted effective draws that going on must promise
 MAX_RHAT = 1.01
 MIN_ESS = 400.0
