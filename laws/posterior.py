@@ -128,7 +128,10 @@ class Posterior:
         query, shape, draws, noise = self._ask({"params": params, "tokens": tokens} | covariates, n_draws)
         out = forms.get(self.law).predict(draws, self.meta, query, noise)
         quantities = {k: Quantity(v.reshape(len(v), *shape)) for k, v in out.items()}
-        return Prediction(self.law, quantities, self._notes(query))
+        notes = self._notes(query)
+        if "batch_tokens" in quantities and not self.meta.get("batch_swept", True):
+            notes.append("batch_tokens is its prior, not learnt: the runs hold next to one batch size")
+        return Prediction(self.law, quantities, notes)
 
     def of(self, recipe: str) -> Posterior:
         """pooled: the posterior of one recipe's law, a nested law, to predict from, allocate by or compare; "new": of a
@@ -187,7 +190,7 @@ class Posterior:
             raise InputError(f"settings answers one scale at a time, got an array of shape {shape}")
         if not 0 < within < 1:
             raise InputError(f"within must be between 0 and 1, got {within:g}; give 0.001 for 0.1% of the loss")
-        return steplaw_surface.settings(surface, within)
+        return steplaw_surface.settings(surface, within, f"params {params:.3g} and tokens {tokens:.3g}")
 
     def _surface(
         self, given: dict[str, Any], n_draws: int | None
@@ -344,6 +347,8 @@ def load_posterior(source: str | os.PathLike[str]) -> Posterior:
     try:
         law, samples, meta, digest_of_content = _read(body)
     except Exception as error:  # h5py raises many kinds on damaged bytes
+        if content.lstrip()[:1] in (b"{", b"["):
+            raise InputError(f"{name}: JSON, not a posterior; give a file that `stepseer fit --out` wrote") from error
         if b"params" in content.partition(b"\n")[0]:
             raise InputError(
                 f"{name}: a run table, not a posterior; fit it first: stepseer fit LAW {name} --out FILE"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -200,10 +200,10 @@ def _standard_error(column: str) -> Test:
     return test
 
 
-def _batch_not_in_sequences(runs: pd.DataFrame) -> np.ndarray:
+def _batch_not_in_sequences(runs: pd.DataFrame, most_steps: float = 1e7) -> np.ndarray:
     batch, seq_len = _get(runs, "batch_tokens"), _get(runs, "seq_len")
     steps = _get(runs, "tokens") / batch
-    bad = (batch < seq_len) | (steps > 1e7)
+    bad = (batch < seq_len) | (steps > most_steps)
     # No batch of the whole table reaches 4,096 and the models are real ones: these count sequences.
     if np.isnan(seq_len).all() and np.nanmedian(_get(runs, "params")) >= 1e7:
         bad |= batch < (4096 if np.nanmax(batch, initial=0) < 4096 else 0)
@@ -302,6 +302,8 @@ def refuse_settings(columns: dict[str, np.ndarray]) -> None:
     if runs.empty:
         return
     for column, remedy, test in _RULES:
+        if test is _batch_not_in_sequences:  # nobody trains for so long, but may ask
+            test = partial(_batch_not_in_sequences, most_steps=np.inf)
         if column in ("lr", "batch_tokens") and not (fine := np.asarray(test(runs), dtype=bool)).all():
             raise InputError(f"{column} {runs[column][~fine].iloc[0]:g} {remedy}")
 

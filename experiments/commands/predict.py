@@ -125,10 +125,11 @@ def _print(
 
 def _print_settings(query: dict[str, float], found: Any) -> None:
     lr, batch = show.rate(found.best[0]), show.count(found.best[1])
-    lrs, batches = map(show.rate, found.lr), map(show.count, found.batch_tokens)
+    lrs = " .. ".join(map(show.rate, found.lr))
+    batches = "any" if found.batch_tokens == (0.0, np.inf) else " .. ".join(map(show.count, found.batch_tokens))
     print(
         f"{show.count(query['params'])} on {show.count(query['tokens'])}: least expected regret "
         f"{show.percent(found.expected)}, at lr {lr}, batch {batch}\n"
-        f"  within {show.percent(found.within)}: lr {' .. '.join(lrs)} at that batch; "
-        f"batch {' .. '.join(batches)} at that lr\n"
+        f"  within {show.percent(found.within)}: lr {lrs} at that batch; batch {batches} at that "
+        "lr\n"
     )

@@ -126,8 +126,9 @@ def doubts(
     return out
 
 
-def settings(surface: Surface, within: float) -> Settings:
-    """The settings within an expected regret, for the one query of `surface`. Raises InputError if there are none."""
+def settings(surface: Surface, within: float, where: str) -> Settings:
+    """The settings within an expected regret, for the one query of `surface`. Raises InputError, naming `where`, if
+    there are none."""
     from scipy.optimize import minimize
 
     def expected(z: np.ndarray) -> np.ndarray:
@@ -139,7 +140,8 @@ def settings(surface: Surface, within: float) -> Settings:
     best, least = found.x, float(found.fun) / 1e3
     if not least <= within:
         raise InputError(
-            f"no setting is within {within:.2g}: the best has an expected regret of {least:.2g} there; ask for more"
+            f"no setting at {where} is within {100 * within:.2g}%: the best has an expected regret of "
+            f"{100 * least:.2g}% there; ask for more"
         )
     angle = np.arange(DIRECTIONS) * 2 * np.pi / DIRECTIONS
     ways = np.round(np.stack([np.cos(angle), np.sin(angle)], axis=1), 12)

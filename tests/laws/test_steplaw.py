@@ -102,6 +102,15 @@ def test_settings_where_the_batch_was_not_swept():
     assert found.lr[0] < found.best[0] < found.lr[1]
     at = [posterior.regret(params=1e5, tokens=1e6, lr=0.01, batch_tokens=b).median for b in (100, 1e6)]
     assert at[0] == at[1]
+    assert any("batch_tokens is its prior" in text for text in posterior.predict(params=1e5, tokens=1e6).warnings)
+
+
+def test_no_question_is_too_long_to_be_asked(packaged):
+    """1.5e8 steps, which no run has; a batch of 512 is one of sequences all the same."""
+    far = packaged.regret(params=7e10, tokens=1.5e13, lr=2e-4, batch_tokens=1e5)
+    assert any("batch_tokens 1e+05 is" in text and "below the optimum" in text for text in far.warnings)
+    with pytest.raises(InputError, match="looks like sequences"):
+        packaged.regret(params=7e10, tokens=1.5e13, lr=2e-4, batch_tokens=512)
 
 
 def test_sweeps_of_a_parabola_are_fitted_with_two_bowls(packaged):
@@ -168,7 +177,7 @@ def test_reach_is_that_of_the_runs(small_steplaw):
 
 def test_refusals(packaged, small_chinchilla):
     where = {"params": 7e9, "tokens": 1.4e12}
-    with pytest.raises(InputError, match="no setting is within 1e-06: the best has an expected regret of"):
+    with pytest.raises(InputError, match=r"at params 7e\+09 and tokens 1.4e\+12 is within 0.0001%: the best has an"):
         packaged.settings(**where, within=1e-6)
     with pytest.raises(InputError, match="within must be between 0 and 1, got 10"):
         packaged.settings(**where, within=10)
