@@ -39,6 +39,7 @@ ENOUGH = 10  # draws a coordinate: the covariance of fewer is noisier than the i
 MANY = 0.7  # acceptance aimed at with more coordinates than that: longer steps, no more of them
 FEW = 0.002  # share of draws that may diverge before all start again with smaller steps
 TOO_MANY = 0.01  # share at which those are refused
+WILD = 0.05  # share at which they do not go on: a chain may get stuck in a tail for a while, until it jumps
 
 
 @threads.one()
@@ -76,16 +77,16 @@ def sample(
         way, begin, leaps = whitened(model, data, modes, over, chains, seed)
         done, half = 0, num_warmup // 2
         first_run = not mixed and chains * half >= ENOUGH * len(way.own)
-        for accept, most in ((0.8 if first_run or mixed else MANY, FEW), (0.98, TOO_MANY)):
+        for accept, most, wild in ((0.8 if first_run or mixed else MANY, FEW, FEW), (0.98, TOO_MANY, WILD)):
             run = _Run(model, data, mode, way, accept, seed, chains, half, on_progress, done, begin, leaps)
             if first_run:
                 run.extend(half, then=half + num_samples)
                 run = run.rewhitened(accept, seed + 1, half)
             run.extend(num_samples)
             for _ in range(EXTENSIONS):
-                settled = run.rhat <= MAX_RHAT and run.ess >= MIN_ESS
+                settled = run.rhat <= MAX_RHAT and run.ess >= MIN_ESS and run.diverged <= most
                 hopeless = run.ess * (EXTENSIONS + 1) * num_samples < HOPELESS * MIN_ESS * run.draws
-                if settled or hopeless or run.diverged > most:
+                if settled or hopeless or run.diverged > wild:
                     break
                 run.extend(num_samples)
             if run.diverged <= most:
