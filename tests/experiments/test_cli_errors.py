@@ -62,7 +62,7 @@ MISTAKES = [
     ("predict steplaw --params 1e9 --tokens 1e11 --lr 1e-3 --batch-tokens 512", ["batch_tokens 512", "sequences"]),
     ("predict steplaw --params 7e9 --tokens 1e12 --within 0", ["--within", "'0'"]),
     ("predict steplaw --params 7e9 --tokens 1e12 --within 200%", ["within", "got 2"]),
-    ("predict steplaw --params 7e9 --tokens 1e12 --within 0.0001%", ["params 7e+09 and tokens 1e+12", "within 0.0001%", "expected regret"]),
+    ("predict steplaw --params 7e9 --tokens 1e12 --within 0.0001%", ["tokens 1e+12 is within 0.0001%: the best has"]),
     ("predict steplaw --params 7e9 --tokens 1e12 --params-active 70B", ["params_active 7e+10", "above params"]),
     ("predict stplaw --params 7e9 --tokens 1e12", ["'stplaw'"]),
     ("predict {d}/none.nc --params 7e9 --tokens 1e12", ["none.nc"]),
