@@ -253,7 +253,12 @@ class Posterior:
     def _notes(self, query: dict[str, np.ndarray]) -> list[str]:
         """Sentences about queries outside the fitted range: a recipe's own, where it has one."""
         if "recipe" not in query:
-            return [note for name, x in query.items() for note in self._outside(name, x)]
+            notes = [note for name, x in query.items() for note in self._outside(name, x)]
+            if "active_share" in self.meta:
+                notes += self._outside("active_share", query.get("params_active", query["params"]) / query["params"])
+                if "params_active" not in query:
+                    notes.append("without params_active the answer is for a dense model (active_share 1)")
+            return notes
         out = []
         for k in np.unique(query["recipe"]).astype(int):
             name, mine = self.meta["recipes"][k], query["recipe"] == k
@@ -262,7 +267,8 @@ class Posterior:
         return out
 
     def _outside(self, column: str, values: np.ndarray) -> list[str]:
-        low, high = (self.meta["ranges"] | self.meta.get("optional", {}))[column]
+        ranges = self.meta["ranges"] | self.meta.get("optional", {}) | {"active_share": self.meta.get("active_share")}
+        low, high = ranges[column]
         out = []
         for worst, decades, side in (
             (values.max(initial=high), np.log10(values.max(initial=high) / high), "above"),

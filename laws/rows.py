@@ -113,7 +113,8 @@ class Rows:
         """Expected squares of the cells' own noise, in units of noise^2, given all residuals: [draw, row]."""
         precision, out = self.precision(how), []
         root = np.sqrt(precision)[:, None]
-        turned = discrepancy.rotate(root * self.phi)
+        if self.run is None or not how.shared:
+            turned = discrepancy.rotate(root * self.phi)
         for r, sd, form_error in zip(residual, noises, form_errors):
             if self.run is not None and how.shared:
                 common = sd * np.sqrt(how.shared) * (self.run[:, None] == np.arange(self.run.max() + 1))

@@ -228,7 +228,7 @@ def about(posterior: laws.Posterior) -> str:
     meta = posterior.meta
     recipe = f", recipe {meta['recipe']}" if "recipe" in meta else ""
     counts = f"; N counts {meta['size']}" if meta.get("size", "params") != "params" else ""
-    runs = show.plural(meta["rows"] - meta["excluded"], "run")
+    runs = show.plural(meta["rows"] - meta["excluded"], "tuned cell" if "tuned_by" in meta else "run")
     tuned = f"; losses as tuned by {meta['tuned_by']}" if "tuned_by" in meta else ""
     return f"{posterior.law}, fitted to {runs} of {meta['source']}{recipe}{counts}{tuned}"
 

@@ -8,6 +8,7 @@ import numpy as np
 
 import laws
 from experiments import compile_cache, show
+from experiments.commands.allocate import about
 from experiments.options import Parser
 from experiments.outputs import output
 from laws import noise
@@ -96,14 +97,13 @@ def run(args: argparse.Namespace) -> int:
             "scatter",
             "outliers",
         )
-        about = {name: meta[name] for name in kept if name in meta}
-        print(show.as_json({"law": args.law, "out": str(out), "parameters": parameters, **about}))
+        facts = {name: meta[name] for name in kept if name in meta}
+        print(show.as_json({"law": args.law, "out": str(out), "parameters": parameters, **facts}))
         return 0
     rows = [[name, *(f"{s[key]:.4g}" for key in ("median", "low", "high"))] for name, s in parameters.items()]
     for member, weight in meta.get("weights", {}).items():
         rows.insert(0, [f"weight of {member}", f"{weight:.2f}", "", ""])
-    title = f"{args.law}, fitted to {show.plural(meta['rows'] - meta['excluded'], 'run')} of {meta['source']}"
-    show.console().print(show.table(title, ["", "median", f"{LEVEL:.0%} low", "high"], rows))
+    show.console().print(show.table(about(posterior), ["", "median", f"{LEVEL:.0%} low", "high"], rows))
     print("diagnostics: " + ", ".join(f"{name} {value:.4g}" for name, value in meta["diagnostics"].items()))
     if isinstance(meta.get("scatter"), dict):
         print(f"noise: {noise.sentence(parameters['noise']['median'], meta)}")

@@ -134,9 +134,9 @@ def _of_the_loss(
         }
         print(show.as_json(about | {"targets": targets.to_dict("records"), "trials": trials.to_dict("records")}))
     else:
+        _print_loss(trials, targets, len(offered), out)
         for note in runs.attrs["notes"]:
             print(f"note: {note}")
-        _print_loss(trials, targets, len(offered), out)
     return 0
 
 

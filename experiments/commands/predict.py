@@ -13,6 +13,7 @@ from experiments import show
 from experiments.commands.allocate import about
 from experiments.errors import InputError
 from experiments.options import Parser, fraction, positive, positives, share
+from laws.forms.steplaw_surface import Settings
 
 # what a posterior predicts: field of Prediction -> (how people call it, how they write it)
 QUANTITIES = {
@@ -75,9 +76,9 @@ def run(args: argparse.Namespace) -> int:
     answers: list[Answer] = [
         {name: show.summary(q, level, i) for name, q in given.items()} for i in range(len(queries))
     ]
-    good = [] if within is None else [posterior.settings(**query, within=within) for query in queries]
+    good = [] if within is None else [_settings(posterior, query, within, len(queries) > 1) for query in queries]
     for answer, found in zip(answers, good):
-        answer["settings"] = asdict(found)
+        answer["settings"] = {"refused": found} if isinstance(found, str) else asdict(found)
     if args.json:
         about = {"law": posterior.law, "posterior": args.posterior, **show.tuned(posterior.meta)}
         whole = [
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print(posterior, args, list(zip(params, tokens)), answers)
         for query, found in zip(queries, good):
-            _print_settings(query, found)
+            print(f"{found}\n" if isinstance(found, str) else _in_words(query, found))
         for warning in given["regret"].warnings if setting else prediction.warnings:
             print(f"note: {warning}")
     return 0
@@ -117,19 +118,32 @@ def _print(
             if name not in QUANTITIES:
                 continue
             label, form = QUANTITIES[name]
+            if name == "regret" and not posterior.meta["batch_swept"]:
+                label = "regret of that rate"
             interval = f"{form(summary['low'])} .. {form(summary['high'])}"
             rows.append([label, show.count(params), show.count(tokens), form(summary["median"]), interval])
     header = ["", "N", "tokens", "median", f"{100 * float(args.level):.4g}% interval"]
     show.console().print(show.table(about(posterior), header, rows))
 
 
-def _print_settings(query: dict[str, float], found: Any) -> None:
+def _settings(
+    posterior: laws.Posterior, query: dict[str, float], within: float, one_of_several: bool
+) -> Settings | str:
+    """The settings good enough; of one of several scales, why there are none, so that the others are answered."""
+    try:
+        return posterior.settings(**query, within=within)
+    except laws.InputError as error:
+        if one_of_several:
+            return str(error)
+        raise
+
+
+def _in_words(query: dict[str, float], found: Settings) -> str:
     lr, batch = show.rate(found.best[0]), show.count(found.best[1])
     lrs = " .. ".join(map(show.rate, found.lr))
     batches = "any" if found.batch_tokens == (0.0, np.inf) else " .. ".join(map(show.count, found.batch_tokens))
-    print(
+    return (
         f"{show.count(query['params'])} on {show.count(query['tokens'])}: least expected regret "
         f"{show.percent(found.expected)}, at lr {lr}, batch {batch}\n"
-        f"  within {show.percent(found.within)}: lr {lrs} at that batch; batch {batches} at that "
-        "lr\n"
+        f"  within {show.percent(found.within)}: lr {lrs} at that batch; batch {batches} at that lr\n"
     )

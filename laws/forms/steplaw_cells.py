@@ -116,7 +116,7 @@ def prepare(
         "cells": len(cells),
         "rows_used": int(data["used"].sum()),
         "censored": int(np.sum(data.get("lost", 0))),
-        "optional": _optional(cells),
+        **_of_sparse(cells),
         "notes": _notes(cells, len(everything) - len(cells), settings),
     }
 
@@ -132,10 +132,16 @@ def _with_keys(runs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     return table.assign(recipe=np.asarray(runs.get("recipe", "")))
 
 
-def _optional(cells: list[Cell]) -> dict[str, list[float]]:
-    """Columns that a prediction may be given, with their ranges."""
-    active = [float(c.params * np.exp(c.sparsity)) for c in cells]
-    return {"params_active": [min(active), max(active)]} if any(c.sparsity for c in cells) else {}
+def _of_sparse(cells: list[Cell]) -> dict[str, Any]:
+    """`optional`: columns that a prediction may be given, with their ranges; `active_share`: of params, its range."""
+    if not any(c.sparsity for c in cells):
+        return {"optional": {}}
+    share = np.exp([c.sparsity for c in cells])
+    active = share * [c.params for c in cells]
+    return {
+        "optional": {"params_active": [float(active.min()), float(active.max())]},
+        "active_share": [float(share.min()), float(share.max())],
+    }
 
 
 def _rectangle(rows: list[np.ndarray]) -> np.ndarray:
@@ -158,6 +164,9 @@ def _notes(cells: list[Cell], small: int, settings: np.ndarray) -> list[str]:
         notes.append("one model size only: the exponents of N are set by their prior")
     if len({c.tokens for c in cells}) < 2:
         notes.append("one token budget only: the exponents of D are set by their prior")
+    if cells[0].sparsity and len({round(c.sparsity, 2) for c in cells}) < 2:
+        share = np.exp(cells[0].sparsity)
+        notes.append(f"one active share of params only ({share:.2g}): the exponents of S are set by their prior")
     tried = [np.append(c.lr, c.lost_lr) for c in cells]
     edge = sum(c.lr[0] in (lr.min(), lr.max()) for c, lr in zip(cells, tried))
     if edge:

@@ -217,6 +217,14 @@ def test_predict_says_what_a_setting_costs_and_which_are_good_enough(capsys):
     assert "regret of that setting" in shown and "within 0.1%: lr " in shown and "least expected regret" in shown
 
 
+def test_predict_answers_the_scales_that_have_settings_within(capsys):
+    at = ("predict", "steplaw", "--params", "1B,1e15", "--tokens", "100B,1e17", "--within", "0.05%")
+    near, far = say_json(capsys, *at)
+    assert near["settings"]["within"] == 0.0005 and "no setting at params 1e+15" in far["settings"]["refused"]
+    shown = say(capsys, *at)
+    assert "1B on 100B: least expected regret" in shown and "no setting at params 1e+15" in shown
+
+
 def test_predict_doubts_a_setting_that_nobody_tried(capsys):
     at = ("predict", "steplaw", "--params", "1B", "--tokens", "100B", "--lr", "10", "--batch-tokens", "1M")
     shown = say(capsys, *at)

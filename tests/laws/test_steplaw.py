@@ -210,6 +210,9 @@ def test_active_parameters_are_optional(swept_moe, small_steplaw):
     whole, sparse = swept_moe.predict(**at), swept_moe.predict(**at, params_active=2e4)
     assert swept_moe.predict(**at, params_active=2e5).lr.median == whole.lr.median  # absent: dense
     assert sparse.batch_tokens.median / whole.batch_tokens.median == pytest.approx(10**0.3, rel=0.35)
+    assert any("without params_active" in note for note in whole.warnings) and not sparse.warnings
+    far = swept_moe.predict(**at, params_active=2e3).warnings
+    assert any(note.startswith("active_share 0.01 is") and "below" in note for note in far)
     with pytest.raises(InputError, match="steplaw predicts from params, tokens; got params, tokens, params_active"):
         small_steplaw.predict(**at, params_active=2e4)
     with pytest.raises(InputError, match=r"params, tokens \(and params_active if wanted\)"):
