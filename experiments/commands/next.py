@@ -43,7 +43,8 @@ def parser() -> Parser:
     made.add_argument("--target-params", metavar="N", required=True, help="size that you care about; several: commas")
     made.add_argument("--target-tokens", metavar="D", required=True, help="its training tokens; as many, or one")
     made.add_argument("--target-params-active", metavar="N", help="mixture of experts: parameters a token sees there")
-    made.add_argument("--flops", metavar="C", help="what the batch may cost, 6 N D a trial (default: the best a FLOP)")
+    cost = "what the batch may cost, 6 N D a trial (default: the best a FLOP)"
+    made.add_argument("--flops", "--budget", metavar="C", help=cost)
     made.add_argument("--batch", metavar="K", default="16", help="trials at most (default 16)")
     made.add_argument("--cohort", metavar="K", default="1", help="take K at a time that train in one program")
     made.add_argument("--candidates", metavar="FILE", help="a CSV of params, tokens, lr, batch_tokens to choose from")

@@ -59,7 +59,7 @@ def test_candidates_from_a_file(runs, tmp_path, capsys):
 def test_a_law_of_the_loss(tmp_path, capsys):
     rows, file, out = loss_grid("chinchilla", 0.003, sizes=4, budgets=4), tmp_path / "cells.csv", tmp_path / "next.csv"
     rows.to_csv(file, index=False)
-    words = ["next", str(file), *TARGET, "--law", "chinchilla", "--flops", "1e21", "--batch", "4"]
+    words = ["next", str(file), *TARGET, "--law", "chinchilla", "--budget", "1e21", "--batch", "4"]
     assert main([*words, "--out", str(out), "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     trials = pd.read_csv(out)
