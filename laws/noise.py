@@ -21,6 +21,7 @@ from laws.forms import discrepancy
 
 TAILS = np.geomspace(1.2, 40.0, 40)  # degrees of freedom tried
 TRENDS, TREND_SD = np.linspace(-0.6, 0.6, 61), 0.1  # tried, per e-fold of compute; a priori a fifth a decade or two
+COARSE = 4  # every so many of them are tried first, then those about the best
 SHARED = np.array([0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 100.0])  # tried
 NAMED = 3  # outliers in a sentence
 AXES = {"params": "N", "params_active": "active N", "tokens": "D", "n_experts": "experts"}  # labels in it
@@ -42,12 +43,19 @@ def scale(meta: dict[str, Any], x: dict[str, Any]) -> np.ndarray:
 def tails_and_trend(scaled: np.ndarray, at: np.ndarray, least: float, known: Any = 0.0) -> tuple[float, float]:
     """The likeliest degrees of freedom (at least `least`; a priori around 20, rarely below 2) and trend of squared
     noise in units of `noise`, [row], of runs at ln compute `at`; known: the part of its variance that is, [row]."""
-    tried = TAILS[least <= TAILS][:, None, None]
-    sizes = np.sqrt(np.exp(2 * TRENDS[:, None] * at) + known)
-    fits = (student.logpdf(np.sqrt(scaled) / sizes, tried) - np.log(sizes)).sum(axis=2)
-    fits += gamma.logpdf(tried[:, 0] - 1, 2.0, scale=10.0) - (TRENDS / TREND_SD) ** 2 / 2
-    best = np.unravel_index(np.argmax(fits), fits.shape)
-    return float(tried[best[0], 0, 0]), float(TRENDS[best[1]])
+    allowed = TAILS[least <= TAILS]
+
+    def best(tails: np.ndarray, trends: np.ndarray) -> tuple[float, float]:
+        sizes = np.sqrt(np.exp(2 * trends[:, None] * at) + known)
+        fits = (student.logpdf(np.sqrt(scaled) / sizes, tails[:, None, None]) - np.log(sizes)).sum(axis=2)
+        fits += gamma.logpdf(tails[:, None] - 1, 2.0, scale=10.0) - (trends / TREND_SD) ** 2 / 2
+        i, j = np.unravel_index(np.argmax(fits), fits.shape)
+        return float(tails[i]), float(trends[j])
+
+    tail, trend = best(allowed[::COARSE], TRENDS[::COARSE])
+    i, j = np.searchsorted(allowed, tail), np.searchsorted(TRENDS, trend)
+    near = (slice(max(0, k - COARSE + 1), k + COARSE) for k in (i, j))
+    return best(*(tried[part] for tried, part in zip((allowed, TRENDS), near)))
 
 
 # --- checkpoints of one run ------------------------------------------------------------------------------------------

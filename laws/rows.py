@@ -9,6 +9,7 @@ factored anew at each, beyond that the share stays as it is at the middle of the
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -61,86 +62,102 @@ class Rows:
         rest = {key: value for key, value in data.items() if key not in ("run", "seeds", "error")}
         return cls(rest, phi, cells, data.get("run"), one, error, data["n"] + data["d"], hidden)
 
-    @property
-    def dense(self) -> bool:
-        """Whether the covariance is factored anew at every step."""
-        return bool(self.error.any()) and len(self.phi) <= FACTORED
-
-    def at_first(self, sd: float) -> Scatter:
+    def at_first(self, sd: float) -> Weighed:
         """Before anything is known; sd: a guess at the noise."""
-        return Scatter(np.ones(len(self.phi)), self.error / max(sd, self.hidden))
+        return Weighed(self, Scatter(np.ones(len(self.phi)), self.error / max(sd, self.hidden)))
 
-    def precision(self, how: Scatter) -> np.ndarray:
+
+@dataclass(frozen=True)
+class Weighed:
+    """The cells of a fit and how they scatter."""
+
+    rows: Rows
+    how: Scatter
+
+    @cached_property
+    def precision(self) -> np.ndarray:
         """[row], in units of 1 / noise^2."""
-        return how.weight / (self._own(how) ** 2 + how.known**2)
+        return self.how.weight / (self._own**2 + self.how.known**2)
 
-    def _own(self, how: Scatter) -> np.ndarray:
-        return self.one * np.exp(how.trend * self.compute)
+    @cached_property
+    def _own(self) -> np.ndarray:
+        return self.rows.one * np.exp(self.how.trend * self.rows.compute)
 
-    def _parts(self, how: Scatter) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return parts(self.phi, self._own(how), self.error, how.weight, self.run, how.shared)
+    @cached_property
+    def _alone(self) -> discrepancy.Rotated:
+        """Of the features, as if no rows had anything in common."""
+        return discrepancy.rotate(np.sqrt(self.precision)[:, None] * self.rows.phi)
 
-    def observed(self, how: Scatter, power: float = 1.0, least: float = 0.0) -> dict[str, Any]:
+    @property
+    def _dense(self) -> bool:
+        """Whether the covariance is factored anew at every step."""
+        return bool(self.rows.error.any()) and len(self.rows.phi) <= FACTORED
+
+    def _parts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        rows, how = self.rows, self.how
+        return parts(rows.phi, self._own, rows.error, how.weight, rows.run, how.shared)
+
+    def _groups(self, power: float) -> noise.Groups | None:
+        run = self.rows.run
+        return None if run is None else noise.groups(power * self.precision, run, self.how.shared)
+
+    def _rotated(self, power: float) -> discrepancy.Rotated:
+        grouped = self._groups(power)
+        if grouped is not None and self.how.shared:
+            return discrepancy.rotate(noise.whiten(self.rows.phi, power * self.precision, grouped))
+        Q, s = self._alone
+        return Q, np.sqrt(power) * s
+
+    def observed(self, power: float = 1.0, least: float = 0.0) -> dict[str, Any]:
         """What the model is given. power: to which the likelihood counts; least: spread of form error, in units of
         noise^2, below which a coordinate is left to the noise."""
-        if self.dense:
-            return factored(self.data, *self._parts(how), power)
-        precision = power * self.precision(how)
-        grouped = self._groups(how, precision)
-        turned = discrepancy.rotate(noise.whiten(self.phi, precision, grouped))
-        return observed(self.data, turned, precision, how.weight.sum(), grouped, least, power, self.cells)
+        rows = self.rows
+        if self._dense:
+            return factored(rows.data, *self._parts(), power)
+        turned, precision, grouped = self._rotated(power), power * self.precision, self._groups(power)
+        return observed(rows.data, turned, precision, self.how.weight.sum(), grouped, least, power, rows.cells)
 
-    def _groups(self, how: Scatter, precision: np.ndarray) -> noise.Groups | None:
-        return None if self.run is None else noise.groups(precision, self.run, how.shared)
-
-    def scatter(
-        self, how: Scatter, residual: np.ndarray, noises: np.ndarray, form_errors: np.ndarray, least: float
-    ) -> Scatter:
-        """The likeliest, given residuals from the law [draw, row], noise [draw] and form error [draw]: of the mode (one
-        draw), or on average over the posterior. how: the one before; least: degrees of freedom."""
-        if self.run is not None and len(residual) == 1:
-            of = residual[0], self.phi, self.precision(how), self.run, noises[0], form_errors[0]
+    def again(self, residual: np.ndarray, noises: np.ndarray, form_errors: np.ndarray, least: float) -> Weighed:
+        """With the likeliest scatter, given residuals from the law [draw, row], noise [draw] and form error [draw]: of
+        the mode (one draw), or on average over the posterior. least: degrees of freedom."""
+        rows, how = self.rows, self.how
+        if rows.run is not None and len(residual) == 1:
+            of = residual[0], rows.phi, self.precision, rows.run, noises[0], form_errors[0]
             how = replace(how, shared=noise.likeliest_shared(*of))
-        squares = self._squares(how, residual, noises, form_errors)
-        known = self.error / max(float(np.median(noises)), self.hidden)
-        means = squares.mean(axis=0) / self.one**2
-        tails, trend = noise.tails_and_trend(means, self.compute, least, (known / self.one) ** 2)
-        new = replace(how, known=known, tails=tails, trend=trend)
-        variance = self._own(new) ** 2 + known**2
-        return replace(new, weight=((tails + 1) / (tails + squares / variance)).mean(axis=0))
+        squares = self._squares(how.shared, residual, noises, form_errors)
+        known = rows.error / max(float(np.median(noises)), rows.hidden)
+        means = squares.mean(axis=0) / rows.one**2
+        tails, trend = noise.tails_and_trend(means, rows.compute, least, (known / rows.one) ** 2)
+        new = Weighed(rows, replace(how, known=known, tails=tails, trend=trend))
+        weight = ((tails + 1) / (tails + squares / (new._own**2 + known**2))).mean(axis=0)
+        return Weighed(rows, replace(new.how, weight=weight))
 
-    def _squares(self, how: Scatter, residual: np.ndarray, noises: np.ndarray, form_errors: np.ndarray) -> np.ndarray:
+    def _squares(self, shared: float, residual: np.ndarray, noises: np.ndarray, form_errors: np.ndarray) -> np.ndarray:
         """Expected squares of the cells' own noise, in units of noise^2, given all residuals: [draw, row]."""
-        precision, out = self.precision(how), []
-        root = np.sqrt(precision)[:, None]
-        if self.run is None or not how.shared:
-            turned = discrepancy.rotate(root * self.phi)
+        phi, run, out = self.rows.phi, self.rows.run, []
         for r, sd, form_error in zip(residual, noises, form_errors):
-            if self.run is not None and how.shared:
-                common = sd * np.sqrt(how.shared) * (self.run[:, None] == np.arange(self.run.max() + 1))
-                turned = discrepancy.rotate(root * np.concatenate([form_error * self.phi, common], axis=1))
-                form_error = 1.0
-            mean, variance = discrepancy.conditional_noise(turned, r, precision, sd, form_error)
+            if run is not None and shared:
+                common = sd * np.sqrt(shared) * (run[:, None] == np.arange(run.max() + 1))
+                both = np.concatenate([form_error * phi, common], axis=1)
+                turned, size = discrepancy.rotate(np.sqrt(self.precision)[:, None] * both), 1.0
+            else:
+                turned, size = self._alone, form_error
+            mean, variance = discrepancy.conditional_noise(turned, r, self.precision, sd, size)
             out.append((mean**2 + variance) / sd**2)
         return np.array(out)
 
     def discrepancies(
-        self,
-        how: Scatter,
-        residual: np.ndarray,
-        noises: np.ndarray,
-        form_errors: np.ndarray,
-        rng: np.random.Generator,
+        self, residual: np.ndarray, noises: np.ndarray, form_errors: np.ndarray, rng: np.random.Generator
     ) -> np.ndarray:
-        """The form error's weights [draw, feature], drawn given residuals from the law and so on, as `scatter` has
+        """The form error's weights [draw, feature], drawn given residuals from the law and so on, as `again` has
         them."""
-        if self.dense:
-            own, known, _ = self._parts(how)
-            return discrepancy.draw_factored(self.phi, own, known, residual, noises, form_errors, rng)
-        precision = how.power * self.precision(how)
-        grouped = self._groups(how, precision)
-        phi, r = (noise.whiten(x, precision, grouped) for x in (self.phi, residual.T))
-        return discrepancy.draw(discrepancy.rotate(phi), phi, r.T, noises, form_errors, rng)
+        phi, power = self.rows.phi, self.how.power
+        if self._dense:
+            own, known, _ = self._parts()
+            return discrepancy.draw_factored(phi, own, known, residual, noises, form_errors, rng)
+        grouped = self._groups(power)
+        white, r = (noise.whiten(x, power * self.precision, grouped) for x in (phi, residual.T))
+        return discrepancy.draw(self._rotated(power), white, r.T, noises, form_errors, rng)
 
 
 def parts(

@@ -42,9 +42,9 @@ def sample(
 
     form_error: False takes the form for true, with no `discrepancy` and `form_error` 0. laplace: by `normal.sample`,
     not `sampler.sample`. options: of either."""
-    cells = nodes.of(data) if len(data["log_loss"]) > MANY else None
-    found = _sample(form, data, cells, name, seed, form_error, laplace, **options)
-    if cells is not None and not cells.close(form.log_curve, found.draws, data):
+    through = nodes.of(data) if len(data["log_loss"]) > MANY else None
+    found = _sample(form, data, through, name, seed, form_error, laplace, **options)
+    if through is not None and not through.close(form.log_curve, found.draws, data):
         found = _sample(form, data, None, name, seed, form_error, laplace, **options)
     return found
 
@@ -52,7 +52,7 @@ def sample(
 def _sample(
     form: ModuleType,
     data: dict[str, Any],
-    cells: nodes.Nodes | None,
+    through: nodes.Nodes | None,
     name: str,
     seed: int,
     form_error: bool,
@@ -63,7 +63,7 @@ def _sample(
     phi = discrepancy.features(domain, data)
     if "recipes" in data:
         phi = discrepancy.by_recipe(phi, data["recipe"], len(data["recipes"]))
-    rows = Rows.of(data, phi * form_error, cells)
+    rows = Rows.of(data, phi * form_error, through)
     data = rows.data
     values, others = form.start(data), form.others(data) if hasattr(form, "others") else ()
     of = {"name": name, "hold": form.HELD}
@@ -74,28 +74,28 @@ def _sample(
         return data["log_loss"] - form.log_curve(np, p, data), p["noise"][:, 0], p["form_error"][:, 0]
 
     least = 3.0 if form_error else 1.0
-    how = rows.at_first(float(values["noise"]))
+    cells = rows.at_first(float(values["noise"]))
     for k in range(ROUNDS):
-        seen = rows.observed(how) | {"shares": grid.SOME}
+        seen = cells.observed() | {"shares": grid.SOME}
         values = normal.mode(form.model, seen, values, others=() if k else others, **of)
-        before = rows.precision(how)
-        how = rows.scatter(how, *off({site: x[None, None] for site, x in values.items()}), least)
-        if np.abs(rows.precision(how) - before).max() < TOLERANCE * before.max():
+        before, cells = cells, cells.again(*off({site: x[None, None] for site, x in values.items()}), least)
+        if np.abs(cells.precision - before.precision).max() < TOLERANCE * before.precision.max():
             break
     of["others"] = others
     if form_error:
-        seen = rows.observed(how, how.power)
+        seen = cells.observed(cells.how.power)
         found = normal.sample(form.model, seen, values, over="form_error", draws=POINTS, seed=1, **of)
-        how = rows.scatter(how, *off(found.draws), least)
+        cells = cells.again(*off(found.draws), least)
 
-    seen = rows.observed(how, how.power, DROP * float(values["noise"] / values["form_error"]) ** 2)
+    how = cells.how
+    seen = cells.observed(how.power, DROP * float(values["noise"] / values["form_error"]) ** 2)
     over = "form_error" if form_error and (laplace or not form.HELD) else ""
     draw = normal.sample if laplace else sampler.sample
     result = draw(form.model, seen, values, over=over, seed=seed, **of, **options)
 
     draws = {site: result.draws[site] for site in form.SITES}
     if form_error:
-        weights = rows.discrepancies(how, *off(draws), np.random.default_rng(seed))
+        weights = cells.discrepancies(*off(draws), np.random.default_rng(seed))
         if "recipes" in data:
             weights = discrepancy.of_each(weights, len(data["recipes"]))
         draws["discrepancy"] = weights.reshape(*draws["noise"].shape, *weights.shape[1:])

@@ -36,24 +36,26 @@ class Whitening(NamedTuple):
 
     def whiten(self, flat: np.ndarray) -> np.ndarray:
         """The white coordinates of `flat` [k]."""
-        u = self.own @ flat
-        mean, root = (np.asarray(x) for x in self._at(u))
         own = np.asarray(self.own)
+        u = own @ flat
+        mean, root = self._at(u, np)
         white = np.linalg.solve(root + np.diag(own), flat - mean - own * u)
         return white + own * (u - self.centre) / self.spread
 
     def whiten_root(self, flat: np.ndarray, root: np.ndarray) -> np.ndarray:
         """White coordinates of small steps from `flat` [k], the columns of `root` [k, k]."""
         own = np.asarray(self.own)
-        white = np.linalg.solve(np.asarray(self._at(own @ flat)[1]) + np.diag(own), root)
+        white = np.linalg.solve(self._at(own @ flat, np)[1] + np.diag(own), root)
         return white * (1 - own + own / self.spread)[:, None]
 
-    def _at(self, u: Any) -> tuple[Any, Any]:
-        if len(self.means) == 1:
-            return self.means[0], self.roots[0]
-        t = jnp.clip((u - self.knots[0]) / (self.knots[1] - self.knots[0]), 0, len(self.knots) - 1.001)
-        k = jnp.floor(t).astype(int)
-        mean, root = (x[k] + (t - k) * (x[k + 1] - x[k]) for x in (self.means, self.roots))
+    def _at(self, u: Any, xp: Any = jnp) -> tuple[Any, Any]:
+        """(mean, root) at a value of the coordinate with which they bend; xp is numpy or jax.numpy."""
+        knots, means, roots = (xp.asarray(x) for x in (self.knots, self.means, self.roots))
+        if len(means) == 1:
+            return means[0], roots[0]
+        t = xp.clip((u - knots[0]) / (knots[1] - knots[0]), 0, len(knots) - 1.001)
+        k = xp.floor(t).astype(int)
+        mean, root = (x[k] + (t - k) * (x[k + 1] - x[k]) for x in (means, roots))
         return mean, root
 
 

@@ -108,14 +108,14 @@ def test_scatter_over_draws_is_of_the_noise_given_residuals(shared, together):
     data = {"n": rng.uniform(-2, 2, 12), "d": rng.uniform(-3, 3, 12), "log_loss": rng.normal(1, 0.02, 12)}
     phi = discrepancy.features(discrepancy.domain(data), data)
     cells = rows.Rows.of(data | ({"run": run} if together else {}), phi, None)
-    how = rows.Scatter(precision, np.zeros(12), shared=together)
+    cells = rows.Weighed(cells, rows.Scatter(precision, np.zeros(12), shared=together))
     residual, noises, form_errors = rng.normal(0, 0.02, (3, 12)), np.array([0.01, 0.02, 0.005]), np.full(3, 0.015)
     squares = []
     for r, sd, form_error in zip(residual, noises, form_errors):
         own = sd**2 * np.diag(1 / precision)
         gain = own @ np.linalg.inv(own + form_error**2 * phi @ phi.T + sd**2 * together * (run[:, None] == run))
         squares.append(((gain @ r) ** 2 + np.diag(own - gain @ own)) / sd**2)
-    found = cells.scatter(how, residual, noises, form_errors, 3.0)
+    found = cells.again(residual, noises, form_errors, 3.0).how
     tails, trend = noise.tails_and_trend(np.mean(squares, axis=0), data["n"] + data["d"], 3.0)
     assert (found.tails, found.trend, found.shared) == (tails, trend, together)
     variance = np.exp(2 * trend * (data["n"] + data["d"]))
