@@ -30,6 +30,7 @@ from laws.whitening import Whitening
 AROUND, STEP = (-8, 13), 0.4  # where `sample` looks on both sides of the mode of a logarithm
 UNLIKELY = 12.0  # a mode's log weight below the best one's at which it is dropped
 APART = 0.5  # standard deviations: modes nearer than this are one
+NEWTON, GAIN = 100, 1e-6  # steps at most; of log density, below which a step is not worth taking
 HELD = 0.3  # how far held sites scatter about their start
 SMALL_DATA = 2000  # numbers: below it compiling takes longer than sampling, and XLA had better not optimise
 Model = Callable[[dict[str, Any]], None]
@@ -169,20 +170,20 @@ def _newton(objective: Objective, at: np.ndarray, moving: np.ndarray) -> tuple[n
 
     z, (value, grad) = at[moving], objective(at)
     grad, damping = grad[moving], 1e-3
-    for _ in range(100):
+    for _ in range(NEWTON):
         eigen, vectors = np.linalg.eigh(_hessian(gradient, z))
-        step = -vectors @ ((vectors.T @ grad) / (np.abs(eigen) + damping))
-        tried, tried_grad = objective(_with(at, moving, z + step))
-        if tried <= value:
-            done = value - tried < 1e-6 and damping <= 1e-3  # a much damped step gains little anywhere
-            z, value, grad, damping = z + step, tried, tried_grad[moving], max(damping / 10, 1e-6)
-            if done:
+        down, curvature = vectors.T @ grad, np.abs(eigen)
+        if np.sum(down**2 / np.maximum(curvature, 1e-3)) / 2 < GAIN:
+            break
+        while damping < 1e8:
+            step = -vectors @ (down / (curvature + damping))
+            tried, tried_grad = objective(_with(at, moving, z + step))
+            if tried <= value:
+                z, value, grad, damping = z + step, tried, tried_grad[moving], max(damping / 10, 1e-6)
                 break
-        else:
             damping *= 10
-            if damping > 1e8:
-                break
-    eigen, vectors = np.linalg.eigh(_hessian(gradient, z))
+        else:
+            break
     scale = vectors / np.sqrt(np.maximum(eigen, 0.1))  # flat directions: no wider than a few prior widths
     return _with(at, moving, z), value, scale
 
