@@ -17,8 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from numpyro import handlers
+from numpyro.distributions.transforms import biject_to
 from numpyro.infer.initialization import init_to_value
-from numpyro.infer.util import constrain_fn, initialize_model, potential_energy
+from numpyro.infer.util import constrain_fn, potential_energy
 from scipy.linalg import block_diag
 from scipy.optimize import minimize
 from scipy.stats import norm
@@ -129,16 +131,12 @@ def _climb(
 ) -> tuple[dict, jax.Array, float]:
     """(mode, L, log of the probability about it by the normal approximation, up to a constant)."""
     values = {k: jnp.asarray(v, float) for k, v in start.items()}
-    with warnings.catch_warnings():  # sites without a start are initialised at their prior's median: fine
+    with warnings.catch_warnings():  # sites without a start are initialised by numpyro: fine
         warnings.simplefilter("ignore")
-        info = initialize_model(
-            jax.random.key(0),
-            model,
-            init_strategy=init_to_value(values=values),
-            model_args=(data,),
-            validate_grad=False,
-        )
-    sites = info.param_info.z
+        begun = handlers.substitute(handlers.seed(model, 0), substitute_fn=init_to_value(values=values))
+        trace = handlers.trace(begun).get_trace(data)
+    drawn = {name: site for name, site in trace.items() if site["type"] == "sample" and not site["is_observed"]}
+    sites = {name: biject_to(site["fn"].support).inv(site["value"]) for name, site in drawn.items()}
     held, free = {k: sites[k] for k in hold}, {k: v for k, v in sites.items() if k not in hold}
     objective = _objective(model, data, free, held)
     flat = np.asarray(ravel_pytree(free)[0])
