@@ -14,7 +14,7 @@ _HOMES = {
     "fit": "laws.fitting",
     "FitError": "laws.errors",
     "Posterior": "laws.posterior",
-    "load_posterior": "laws.posterior",
+    "load_posterior": "laws.saved",
     "backtest": "laws.holdout",
     "allocate": "laws.allocation",
     "overtrain": "laws.allocation",

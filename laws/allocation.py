@@ -21,8 +21,7 @@ import pandas as pd
 from laws import forms
 from laws.budget import RATIOS, Budget, PerToken, budgeted
 from laws.errors import InputError
-from laws.posterior import Posterior, Prediction, Quantity
-from laws.posterior import _plain as plain
+from laws.posterior import Posterior, Prediction, Quantity, plain
 
 TOLERANCES = (0.001, 0.005, 0.01)  # of the flat valley
 SMALLER = (1.5, 2.0, 4.0, 8.0)  # how many times smaller a model in `overtrain`

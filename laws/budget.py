@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from laws.asked import counts
 from laws.errors import InputError
-from laws.posterior import _counts as counts
 
 POINTS = 193  # on the grid of one budget: 24 a decade of tokens per parameter
 RATIOS = (0.01, 1e6)  # tokens per parameter between which an optimum is sought

@@ -16,10 +16,10 @@ from scipy.stats import rankdata
 
 from laws import forms
 from laws.allocation import Covariate, doubts, mean_loss, optimum, ordered
+from laws.asked import counts
 from laws.budget import budgeted
 from laws.errors import InputError
 from laws.posterior import Posterior, Quantity
-from laws.posterior import _counts as counts
 
 SIDE = 25  # points of a side of the plane where none is given
 BEYOND = 10.0  # how far past the data both have in common the plane then reaches

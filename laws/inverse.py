@@ -21,11 +21,10 @@ from laws.allocation import (
     ordered,
     refuse_unasked,
 )
+from laws.asked import counts
 from laws.budget import PerToken, budgeted
 from laws.errors import InputError
-from laws.posterior import Posterior, Quantity, edges
-from laws.posterior import _counts as counts
-from laws.posterior import _plain as plain
+from laws.posterior import Posterior, Quantity, edges, plain
 
 BELOW, ABOVE = 1e2, 1e6  # the search: from the smallest fitted value over BELOW to the largest times ABOVE
 MOST = {"params": 1e16, "tokens": 1e20}

@@ -1,30 +1,25 @@
-"""Posteriors: predict with numpy alone, save and load as NetCDF, hand over to ArviZ."""
+"""Posteriors: predict with numpy alone, hand over to ArviZ."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from laws import forms
+from laws.asked import counts, numbers, refuse_impossible
 from laws.errors import InputError
 
 if TYPE_CHECKING:
     from laws.forms.steplaw_surface import Settings, Surface
 
-FORMAT = 1
 ELEMENTS = 1_000_000  # draws times queries above which draws are thinned, to 100 at the least
 STREAMS = ("lr", "batch", "loss", "kappa_0", "kappa_1", "kappa_2", "error")  # what scatters from cell to cell or run
-TRAILER = b"\nstepseer sha256 "
 
 
 @dataclass(frozen=True)
@@ -36,12 +31,12 @@ class Quantity:
     @cached_property
     def median(self) -> Any:
         """Posterior median: a float, or an array of the query's shape."""
-        return _plain(np.median(self.draws, axis=0))
+        return plain(np.median(self.draws, axis=0))
 
     def interval(self, level: float = 0.9) -> tuple[Any, Any]:
         """(low, high) of the central interval of probability `level`."""
         low, high = np.quantile(self.draws, edges(level), axis=0)
-        return _plain(low), _plain(high)
+        return plain(low), plain(high)
 
 
 def edges(level: Any) -> tuple[float, float]:
@@ -51,7 +46,8 @@ def edges(level: Any) -> tuple[float, float]:
     return (1 - level) / 2, (1 + level) / 2
 
 
-def _plain(x: np.ndarray) -> Any:
+def plain(x: np.ndarray) -> Any:
+    """A float, where there is one number only."""
     return float(x) if np.ndim(x) == 0 else x
 
 
@@ -90,7 +86,8 @@ class Posterior:
     """Draws of a law's parameters and what they were fitted to.
 
     samples: site -> [chain, draw] or [chain, draw, k]. meta: law, source, rows, excluded, ranges, center, target,
-    diagnostics, versions, data_digest, seed, settings, command, warnings; steplaw: censored.
+    diagnostics, versions, data_digest, seed, settings, command, warnings; steplaw: censored, reach, and active_share
+    of sparse models.
     """
 
     law: str
@@ -222,7 +219,7 @@ class Posterior:
             shapes = " and ".join(f"{name} {np.shape(value)}" for name, value in values.items())
             raise InputError(f"{shapes} do not broadcast; give one token count a size") from None
         query = {name: x.ravel() for name, x in zip(values, whole)}
-        self._refuse_impossible(query)
+        refuse_impossible(query)
         total = len(next(iter(self.draws.values())))
         if n_draws is None:
             n_draws = min(total, max(100, ELEMENTS // max(whole[0].size, 1)))
@@ -233,22 +230,11 @@ class Posterior:
         noise = {k: scores(n_draws, k) for k in STREAMS}
         return query, whole[0].shape, draws, noise
 
-    @staticmethod
-    def _refuse_impossible(query: dict[str, np.ndarray]) -> None:
-        """Raises InputError for more active parameters than there are, and less than one expert."""
-        active = query.get("params_active", query["params"])
-        if np.any(active > query["params"] * (1 + 1e-9)):
-            worst = int(np.argmax(active / query["params"]))
-            raise InputError(f"params_active {active[worst]:g} is above params {query['params'][worst]:g}, the total")
-        experts = query.get("n_experts", np.ones(1))
-        if experts.size and experts.min() < 1:
-            raise InputError(f"n_experts {experts.min():g} is below 1; a dense model has 1")
-
     def _values(self, name: str, given: Any) -> np.ndarray:
         """What was asked, as numbers that are plausible; recipes as indices."""
         if name == "recipe":
             return self._recipes(given)
-        return (_numbers if name in ("lr", "batch_tokens") else _counts)(name, given)
+        return (numbers if name in ("lr", "batch_tokens") else counts)(name, given)
 
     def _notes(self, query: dict[str, np.ndarray]) -> list[str]:
         """Sentences about queries outside the fitted range: a recipe's own, where it has one."""
@@ -288,130 +274,9 @@ class Posterior:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes NetCDF4 that ArviZ reads (group `posterior`), whole or not at all. Raises InputError if it cannot."""
-        import h5netcdf
+        from laws.saved import write
 
-        path = Path(path).expanduser()
-        buffer = io.BytesIO()
-        with h5netcdf.File(buffer, "w") as file:
-            group = file.create_group("posterior")
-            chains, n = next(iter(self.samples.values())).shape[:2]
-            group.dimensions = {"chain": chains, "draw": n}
-            group.create_variable("chain", ("chain",), data=np.arange(chains))
-            group.create_variable("draw", ("draw",), data=np.arange(n))
-            for name, value in self.samples.items():
-                dims = ["chain", "draw"]
-                for size in value.shape[2:]:
-                    dims.append(f"dim_{size}")
-                    if dims[-1] not in group.dimensions:
-                        group.dimensions[dims[-1]] = size
-                group.create_variable(name, tuple(dims), data=value)
-            meta = json.dumps(self.meta, sort_keys=True)
-            group.attrs.update({"law": self.law, "format": FORMAT, "meta": meta})
-            group.attrs["digest"] = _content_digest(self.law, meta, self.samples)
-        content = buffer.getvalue()
-        content += TRAILER + hashlib.sha256(content).hexdigest().encode()
-        part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(content)
-            os.replace(part, path)
-        except OSError as error:
-            raise InputError(
-                f"cannot write {path}: {error.strerror or error}; give a path in a writable folder"
-            ) from error
-        finally:
-            if part.exists():
-                part.unlink()
-        return path
-
-
-def load_posterior(source: str | os.PathLike[str]) -> Posterior:
-    """A packaged posterior by name ("steplaw") or one saved in a file.
-
-    Raises InputError, naming the file, if it is missing, damaged (its digests are verified) or not one of ours.
-    """
-    if not isinstance(source, (str, os.PathLike)):
-        raise InputError(f"load_posterior takes a name or the path of a file that fit wrote, got {source!r}")
-    packaged = resources.files("laws") / "posteriors"
-    if isinstance(source, str) and source.isidentifier() and not Path(source).exists():
-        names = sorted(f.name.removesuffix(".nc") for f in packaged.iterdir() if f.name.endswith(".nc"))
-        if source not in names:
-            raise InputError(
-                f"no posterior named {source!r}: packaged are {', '.join(names) or 'none'}; or give the file that "
-                f"`stepseer fit {source if source in forms.NAMES else 'LAW'} RUNS --out FILE` wrote"
-            )
-        content, name = (packaged / f"{source}.nc").read_bytes(), f"{source}.nc"
-    else:
-        path = Path(source).expanduser()
-        try:
-            content, name = path.read_bytes(), str(path)
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror or error}; give a file that fit wrote") from error
-    body, mark, digest = content.rpartition(TRAILER)
-    if mark and hashlib.sha256(body).hexdigest().encode() != digest:
-        raise InputError(f"{name}: the file is damaged (its digest does not match); fit again or fetch it anew")
-    try:
-        law, samples, meta, digest_of_content = _read(body)
-    except Exception as error:  # h5py raises many kinds on damaged bytes
-        if content.lstrip()[:1] in (b"{", b"["):
-            raise InputError(f"{name}: JSON, not a posterior; give a file that `stepseer fit --out` wrote") from error
-        if b"params" in content.partition(b"\n")[0]:
-            raise InputError(
-                f"{name}: a run table, not a posterior; fit it first: stepseer fit LAW {name} --out FILE"
-            ) from error
-        raise InputError(
-            f"{name}: not a readable posterior ({type(error).__name__}); fit again or fetch it anew"
-        ) from error
-    if digest_of_content != _content_digest(law, meta, samples):
-        raise InputError(f"{name}: the file is damaged (its digest does not match); fit again or fetch it anew")
-    forms.get(law)
-    return Posterior(law, samples, json.loads(meta))
-
-
-def _read(content: bytes) -> tuple[str, dict[str, np.ndarray], str, str]:
-    import h5netcdf
-
-    with h5netcdf.File(io.BytesIO(content), "r") as file:
-        group = file["posterior"]
-        if int(group.attrs["format"]) != FORMAT:
-            raise ValueError(f"format {group.attrs['format']}")
-        names = [name for name in group.variables if name not in group.dimensions]
-        samples = {name: np.asarray(group.variables[name][...]) for name in names}
-        return str(group.attrs["law"]), samples, str(group.attrs["meta"]), str(group.attrs["digest"])
-
-
-def _content_digest(law: str, meta: str, samples: Mapping[str, np.ndarray]) -> str:
-    h = hashlib.sha256(f"{law}\n{meta}".encode())
-    for name in sorted(samples):
-        value = np.ascontiguousarray(samples[name], dtype="<f8")
-        h.update(f"{name}{value.shape}".encode() + value.tobytes())
-    return h.hexdigest()
-
-
-def _numbers(name: str, value: Any) -> np.ndarray:
-    try:
-        x = np.asarray(value, dtype=float)
-    except (TypeError, ValueError):
-        raise InputError(f"{name} must be a number, got {value!r}") from None
-    bad = ~(np.isfinite(x) & (x > 0))
-    if bad.any():
-        raise InputError(f"{name} must be positive and finite, got {x[bad].ravel()[0]:g}")
-    if name == "lr" and x.size and x.max() > 100:
-        raise InputError(f"lr {x.max():g} is no peak learning rate; give the rate itself, such as 3e-4")
-    return x
-
-
-def _counts(name: str, value: Any) -> np.ndarray:
-    x = _numbers(name, value)
-    if name == "n_experts":  # a count, but small
-        return x
-    if x.size and x.min() < 1000:
-        raise InputError(
-            f"{name} {x.min():g} is a count, not thousands, millions or billions: write {x.min():g}e9 for billions"
-        )
-    if x.size and x.max() > 1e20:
-        raise InputError(f"{name} {x.max():g} is beyond any model; give the count itself, not FLOPs")
-    return x
+        return write(self, path)
 
 
 def scores(n: int, stream: str) -> np.ndarray:

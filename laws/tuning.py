@@ -32,8 +32,9 @@ from laws import forms
 from laws.errors import InputError
 from laws.forms.grid import MAX_CELLS, over_seeds, relative_error
 from laws.forms.steplaw_cells import KEEP_AT_LEAST, MAX_EXCESS, MIN_LRS, MOST, WINDOW
-from laws.posterior import Posterior, load_posterior
+from laws.posterior import Posterior
 from laws.runs import load_runs
+from laws.saved import load_posterior
 from laws.schema import hint, meaning
 
 CELL = ("params", "tokens", "params_active", "params_total", "n_experts", "top_k", "unique_tokens", "recipe")
