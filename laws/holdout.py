@@ -27,7 +27,8 @@ class Backtest:
     error: of a loss law, the mean absolute relative error of the predicted median; of steplaw, the mean regret: by how
     much the loss of the tried (lr, batch) nearest to the predicted one, in the logarithms, exceeds the cell's best,
     relatively. coverage: "0.5", "0.8", "0.9", "0.95" -> fraction of measurements inside that central predictive
-    interval; of steplaw the measurements are the best lr and batch size that each cell tried, which lie on a grid.
+    interval; of steplaw the measurements are the best lr and batch size that each cell tried, and what is predicted is
+    which of those tried would end best, runs' noise included.
     width: mean width of the 90% intervals relative to the measurement.
     table: a row a measurement: params, tokens, quantity, measured, median, low, high (90%), inside; steplaw: regret.
     posterior: fitted to the runs that were kept.
@@ -173,10 +174,12 @@ def _judge_optimum(
         for runs, lr, batch in zip(tried, predicted.lr.median, predicted.batch_tokens.median)
     ]
     regret = np.array([run[target] for run in nearest]) / best[target].to_numpy() - 1
+    expected = [_best_tried(posterior, runs, keys) for runs in tried]
     rows: list[pd.DataFrame] = []
     hits: dict[float, list[np.ndarray]] = {level: [] for level in LEVELS}
     for quantity in ("lr", "batch_tokens"):
-        answer, measured = getattr(predicted, quantity), best[quantity].to_numpy()
+        answer = Quantity(np.stack([draws[quantity] for draws in expected], axis=1))
+        measured = best[quantity].to_numpy()
         varied = np.array([runs[quantity].nunique() > 1 for runs in tried])
         columns = cells[keys].assign(quantity=quantity, **_columns(answer, measured), regret=regret)
         rows.append(columns[varied])
@@ -184,6 +187,17 @@ def _judge_optimum(
             hits[level].append(_inside(answer, measured, level)[varied])
     table = pd.concat(rows).sort_values(keys, kind="stable").reset_index(drop=True)
     return table, {level: np.concatenate(hit) for level, hit in hits.items()}
+
+
+def _best_tried(posterior: Posterior, runs: pd.DataFrame, keys: list[str]) -> dict[str, np.ndarray]:
+    """lr and batch_tokens, [draw] each, of the run of one cell that a draw of the law and of the runs' noise has end
+    best. To compare the law's optimum itself with the best run would blame it for the grid and for luck."""
+    known = {"params", "tokens", "lr", "batch_tokens", *posterior.meta.get("optional", ())}
+    above = tuning.excess(posterior, {c: runs[c].to_numpy(float) for c in (*keys, "lr", "batch_tokens") if c in known})
+    d = {site: posterior.draws[site][:, None] for site in ("noise", "form_error", "df")}
+    luck = np.random.default_rng(0).standard_t(d["df"], above.shape) * np.hypot(d["noise"], d["form_error"] * above)
+    won = np.argmin(above + luck, axis=1)
+    return {quantity: runs[quantity].to_numpy(float)[won] for quantity in ("lr", "batch_tokens")}
 
 
 def _columns(answer: Any, measured: np.ndarray) -> dict[str, Any]:

@@ -172,9 +172,15 @@ def _notes(draws: np.ndarray, low: float, high: float, axis: str) -> list[str]:
 
 
 def _outside(posterior: Posterior, params: np.ndarray, tokens: np.ndarray, reached: np.ndarray) -> list[str]:
-    """Decades outside the fitted range, of the draws that reach the loss, at the median of each query."""
+    """Decades outside the fitted range, at the median of each query that some draws reach."""
     queries = [i for i in range(reached.shape[1]) if reached[:, i].any()]
     if not queries:
         return []
-    N, D = (np.array([np.median(x[reached[:, i], i]) for i in queries]) for x in (params, tokens))
+    N, D = (np.array([_middle(x[:, i], reached[:, i]) for i in queries]) for x in (params, tokens))
     return posterior._outside("params", N) + posterior._outside("tokens", D)
+
+
+def _middle(x: np.ndarray, reached: np.ndarray) -> float:
+    """The median, of all draws or, where most don't reach the loss, of those that do."""
+    whole = np.median(np.where(reached, x, np.inf))
+    return float(whole if np.isfinite(whole) else np.median(x[reached]))

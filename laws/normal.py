@@ -233,7 +233,7 @@ class Mixture(NamedTuple):
         mean = weights @ means / weights.sum()
         apart = (means - mean)[:, self.others]
         spread = [scale @ scale.T + np.outer(a, a) for scale, a in zip(self.scales[chosen], apart)]
-        root = np.zeros((len(mean), len(mean)))
+        root = HELD * np.diag(np.arange(len(mean)) >= len(self.own) + len(self.others))
         root[np.ix_(self.others, self.others)] = np.linalg.cholesky(
             np.einsum("c,cij->ij", weights, spread) / weights.sum()
         )

@@ -252,7 +252,8 @@ def _heldout(backtests: Mapping[str, Backtest], by: str) -> str:
     text = (
         "Each law was fitted again without the largest runs and asked for them. Its error is the mean distance of its "
         "median from the measurement. Step Law's regret is how much worse than the cell's best the tried setting "
-        "nearest to its answer ended. The columns in 50% to 95% say how many measurements those intervals held."
+        "nearest to its answer ended; what is measured of it is the best setting tried, what it predicts is which of "
+        "those would end best. The columns in 50% to 95% say how many measurements those intervals held."
     )
     if by:
         text += f" Losses that count as measured here are those of the best settings, as {by} expects them."
@@ -294,7 +295,8 @@ def _diagnosis(posterior: Posterior) -> str:
     """What was fitted to and the sampler's diagnostics in a sentence or two."""
     d, meta = posterior.meta["diagnostics"], posterior.meta
     left = f", {meta['excluded']} left out" if meta["excluded"] else ""
-    fitted = f"Fitted to {meta['rows_used']:,} of {meta['rows']:,} rows in {meta['cells']} cells{left}. "
+    near = " (those near their cell's best)" if posterior.law == "steplaw" else ""
+    fitted = f"Fitted to {meta['rows_used']:,} of {meta['rows']:,} rows{near} in {meta['cells']} cells{left}. "
     if meta.get("censored"):
         fitted += f"{meta['censored']:,} that diverged or were stopped count too, as losses above their cell's best. "
     if "max_rhat" not in d:

@@ -95,7 +95,8 @@ def sample(
         if run.rhat > MAX_RHAT or run.ess < MIN_ESS or run.diverged > TOO_MANY:
             raise FitError(
                 f"{name}: the sampler did not settle (R-hat {run.rhat:.3f}, want at most {MAX_RHAT}; {run.ess:.0f} "
-                f"effective draws, want {MIN_ESS:.0f}; {run.divergences} divergences in {run.draws * chains} draws): "
+                f"effective draws, want {MIN_ESS:.0f}; {run.diverged:.1%} of {run.draws * chains} draws diverged, want "
+                f"at most {TOO_MANY:.0%}): "
                 "the runs do not pin this law down; add model sizes or token budgets, or in Python raise num_samples"
             )
         draws = {k: np.asarray(v) for k, v in run.constrained().items()}

@@ -89,7 +89,7 @@ def _sample(
 
     how = cells.how
     seen = cells.observed(how.power, DROP * float(values["noise"] / values["form_error"]) ** 2)
-    over = "form_error" if form_error and (laplace or not form.HELD) else ""
+    over = "form_error" if form_error else ""
     draw = normal.sample if laplace else sampler.sample
     result = draw(form.model, seen, values, over=over, seed=seed, **of, **options)
 

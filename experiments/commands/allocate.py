@@ -230,7 +230,8 @@ def about(posterior: laws.Posterior) -> str:
     counts = f"; N counts {meta['size']}" if meta.get("size", "params") != "params" else ""
     runs = show.plural(meta["rows"] - meta["excluded"], "tuned cell" if "tuned_by" in meta else "run")
     tuned = f"; losses as tuned by {meta['tuned_by']}" if "tuned_by" in meta else ""
-    return f"{posterior.law}, fitted to {runs} of {meta['source']}{recipe}{counts}{tuned}"
+    law = "pooled" if "recipe" in meta else posterior.law
+    return f"{law}, fitted to {runs} of {meta['source']}{recipe}{counts}{tuned}"
 
 
 def flop(value: float) -> str:

@@ -53,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"{kind} {show.percent(result.error)}; 90% intervals {show.percent(result.width)} wide")
     for level, share in result.coverage.items():
         print(f"{share:.0%} of the measurements inside the {float(level):.0%} interval")
+    if args.law == "steplaw":
+        print("note: measured is the best setting tried; predicted, which of those tried would end best")
     if args.tuned_by:
         print("note: measured is what Step Law makes of a cell's runs: the loss at its best lr and batch_tokens")
     return 0

@@ -89,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
         chosen, gains = design.choose(belief, offered, targets, batch=batch, flops=flops, slot=slot, cohort=cohort)
     trials = offered.iloc[chosen].reset_index(drop=True).assign(gain=gains)
     if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
         trials.to_csv(out, index=False)
     known = None if runs.empty and informed is None else belief
     answer = _answer(args, trials, targets, known, len(offered))
@@ -122,6 +123,7 @@ def _of_the_loss(
     chosen, gains, now, after = design_loss.choose(posterior, offered, targets, batch=batch, flops=flops, slot=slot)
     trials = offered.iloc[chosen].reset_index(drop=True).assign(gain=gains)
     if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
         trials.to_csv(out, index=False)
     guess = posterior.predict(params=targets["params"].to_numpy(), tokens=targets["tokens"].to_numpy()).mean_loss.median
     targets = targets.assign(mean_loss=guess, sd_now=now, sd_after=after)
@@ -290,7 +292,11 @@ def _answer(
         regret = {"now": now, "after": now - float(trials["gain"].sum())}
         for row, (lr, batch) in zip(where, np.exp(belief.optimum(targets))):
             row |= {"lr": float(lr), "batch_tokens": float(batch)}
-    about = {"law": args.law, "prior": args.prior, "candidates": offered, "flops": float(trials["flops"].sum())}
+    notes = []
+    if "params_active" in trials and "params_active" not in targets:
+        notes.append("without --target-params-active the target is a dense model")
+    about = {"law": args.law, "prior": args.prior, "notes": notes, "candidates": offered}
+    about["flops"] = float(trials["flops"].sum())
     return about | {"expected_regret": regret, "targets": where, "trials": rows}
 
 
@@ -321,5 +327,7 @@ def _print(answer: dict[str, Any], trials: pd.DataFrame, out: Path | None) -> No
         for t in answer["targets"]:
             where = f"{show.count(t['params'])} on {show.count(t['tokens'])}"
             print(f"best guess for {where}: lr {show.rate(t['lr'])}, batch {show.count(t['batch_tokens'])}")
+    for note in answer["notes"]:
+        print(f"note: {note}")
     if out is not None:
         print(f"in {out}")

@@ -61,11 +61,17 @@ def run(args: argparse.Namespace) -> int:
     posterior = laws.load_posterior(args.posterior)
     if args.recipe is not None:
         posterior = posterior.of(args.recipe)
+    elif posterior.law == "pooled":
+        known = ", ".join(posterior.meta["recipes"])
+        raise InputError(f"pooled predicts for one recipe: give --recipe NAME; recipes: {known}")
     queries = [{"params": n, "tokens": d} for n, d in zip(params, tokens)]
     for column in ("params_active", "n_experts", "unique_tokens"):
         if (given_text := getattr(args, column)) is not None:
-            value = positive(given_text, f"--{column.replace('_', '-')}")
-            queries = [q | {column: value} for q in queries]
+            option = f"--{column.replace('_', '-')}"
+            values = positives(given_text, option)
+            if len(values) not in (1, len(queries)):
+                raise InputError(f"{option} has {len(values)} values for {len(queries)} scales; give one, or as many")
+            queries = [q | {column: x} for q, x in zip(queries, values * (len(queries) // len(values)))]
     asked = {column: np.array([q[column] for q in queries]) for column in queries[0]}
     prediction = posterior.predict(**asked)
     given = {name: prediction.quantities[name] for name in QUANTITIES if name in prediction.quantities}
@@ -76,7 +82,9 @@ def run(args: argparse.Namespace) -> int:
     answers: list[Answer] = [
         {name: show.summary(q, level, i) for name, q in given.items()} for i in range(len(queries))
     ]
-    good = [] if within is None else [_settings(posterior, query, within, len(queries) > 1) for query in queries]
+    good = [] if within is None else [_settings(posterior, query, within) for query in queries]
+    if good and all(isinstance(found, str) for found in good):
+        raise InputError(str(good[0]))
     for answer, found in zip(answers, good):
         answer["settings"] = {"refused": found} if isinstance(found, str) else asdict(found)
     if args.json:
@@ -89,15 +97,17 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print(posterior, args, list(zip(params, tokens)), answers)
         for query, found in zip(queries, good):
-            print(f"{found}\n" if isinstance(found, str) else _in_words(query, found))
-        for warning in given["regret"].warnings if setting else prediction.warnings:
+            print(f"{found}\n" if isinstance(found, str) else _in_words(query, found, posterior.meta["batch_swept"]))
+        for warning in _warnings(posterior, asked, setting):
             print(f"note: {warning}")
     return 0
 
 
-def _warnings(posterior: laws.Posterior, query: dict[str, float], setting: dict[str, float]) -> list[str]:
-    """Those of one query."""
-    return posterior.regret(**query, **setting).warnings if setting else posterior.predict(**query, n_draws=1).warnings
+def _warnings(posterior: laws.Posterior, query: dict[str, Any], setting: dict[str, float]) -> list[str]:
+    """Those of the prediction, and of the regret if it was asked for."""
+    notes = posterior.predict(**query, n_draws=1).warnings
+    more = posterior.regret(**query, **setting).warnings if setting else []
+    return notes + [note for note in more if note not in notes]
 
 
 def _pairs(params: list[float], tokens: list[float]) -> tuple[list[float], list[float]]:
@@ -126,24 +136,23 @@ def _print(
     show.console().print(show.table(about(posterior), header, rows))
 
 
-def _settings(
-    posterior: laws.Posterior, query: dict[str, float], within: float, one_of_several: bool
-) -> Settings | str:
-    """The settings good enough; of one of several scales, why there are none, so that the others are answered."""
+def _settings(posterior: laws.Posterior, query: dict[str, float], within: float) -> Settings | str:
+    """The settings good enough, or why there are none, so that other scales are answered."""
     try:
         return posterior.settings(**query, within=within)
     except laws.InputError as error:
-        if one_of_several:
-            return str(error)
-        raise
+        return str(error)
 
 
-def _in_words(query: dict[str, float], found: Settings) -> str:
+def _in_words(query: dict[str, float], found: Settings, batch_swept: bool) -> str:
     lr, batch = show.rate(found.best[0]), show.count(found.best[1])
     lrs = " .. ".join(map(show.rate, found.lr))
-    batches = "any" if found.batch_tokens == (0.0, np.inf) else " .. ".join(map(show.count, found.batch_tokens))
-    return (
+    least = (
         f"{show.count(query['params'])} on {show.count(query['tokens'])}: least expected regret "
-        f"{show.percent(found.expected)}, at lr {lr}, batch {batch}\n"
-        f"  within {show.percent(found.within)}: lr {lrs} at that batch; batch {batches} at that lr\n"
+        f"{show.percent(found.expected)}, at lr {lr}"
     )
+    good = f"  within {show.percent(found.within)}: lr {lrs}"
+    if not batch_swept:
+        return f"{least}\n{good}; of the batch size these runs say nothing\n"
+    batches = "any" if found.batch_tokens == (0.0, np.inf) else " .. ".join(map(show.count, found.batch_tokens))
+    return f"{least}, batch {batch}\n{good} at that batch; batch {batches} at that lr\n"

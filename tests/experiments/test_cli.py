@@ -223,6 +223,18 @@ def test_predict_answers_the_scales_that_have_settings_within(capsys):
     assert near["settings"]["within"] == 0.0005 and "no setting at params 1e+15" in far["settings"]["refused"]
     shown = say(capsys, *at)
     assert "1B on 100B: least expected regret" in shown and "no setting at params 1e+15" in shown
+    assert main([*at[:-1], "5", "--json"]) == 2  # of none there are any
+    assert "within must be between 0 and 1" in capsys.readouterr().err
+
+
+def test_predict_says_nothing_of_a_batch_size_that_was_not_swept(tmp_path, capsys):
+    packaged, file = laws.load_posterior("steplaw"), str(tmp_path / "one.nc")
+    laws.Posterior("steplaw", packaged.samples, packaged.meta | {"batch_swept": False}).save(file)
+    at = ("--params", "1B", "--tokens", "50B", "--within", "0.1%", "--lr", "1e-3", "--batch-tokens", "1M")
+    shown = say(capsys, "predict", file, *at)
+    assert "of the batch size these runs say nothing" in shown and "batch any" not in shown
+    assert "regret of that rate" in shown and "regret of the learning rate alone" in shown
+    assert "batch_tokens is its prior" in shown
 
 
 def test_predict_doubts_a_setting_that_nobody_tried(capsys):

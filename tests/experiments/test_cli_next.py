@@ -47,6 +47,16 @@ def test_from_nothing_to_a_second_batch(runs, tmp_path, capsys):
     assert "4 trials of" in text and "expected regret at the target" in text and "best guess for 7B on 140B" in text
 
 
+def test_a_dense_target_of_sparse_runs_is_said_so(runs, tmp_path, capsys):
+    file = tmp_path / "sparse.csv"
+    table = pd.read_csv(runs)
+    table.assign(params_active=table["params"] / 8).to_csv(file, index=False)
+    assert main(["next", str(file), *TARGET, "--batch", "2", "--out", str(tmp_path / "new" / "next.csv")]) == 0
+    assert "note: without --target-params-active the target is a dense model" in capsys.readouterr().out
+    assert main(["next", str(file), *TARGET, "--target-params-active", "1B", "--batch", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["notes"] == []
+
+
 def test_candidates_from_a_file(runs, tmp_path, capsys):
     file = tmp_path / "offered.csv"
     rows = [(1e9, 2e10, lr, 2**19) for lr in (5e-4, 1e-3, 2e-3)]
