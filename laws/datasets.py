@@ -7,7 +7,6 @@ name no licence, which is why the tables are fetched and not shipped.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import urllib.error
@@ -18,6 +17,7 @@ import pandas as pd
 
 from laws.errors import InputError
 from laws.published_tables import LOSS_TABLES, TABLES, LossTable
+from laws.whole import whole
 
 TIMEOUT_S = 30
 
@@ -99,16 +99,11 @@ def _download(name: str, target: Path) -> Path:
             f"{name}: {table.url} no longer holds the published file (SHA-256 {digest[:12]}…, "
             f"expected {table.sha256[:12]}…); {remedy}"
         )
-    part = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content)
-        os.replace(part, target)
+        with whole(target) as part:
+            part.write_bytes(content)
     except OSError as error:
         raise InputError(f"{name}: cannot write {target} ({error.strerror}); set STEPSEER_CACHE to a folder") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
     return target
 
 

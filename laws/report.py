@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -19,6 +18,7 @@ from laws.holdout import Backtest
 from laws.posterior import Posterior
 from laws.runs import load_runs, require
 from laws.schema import COLUMNS
+from laws.whole import whole
 
 LEVEL = 0.9
 REACH = 10  # the extrapolation shown: this many times the largest size and budget
@@ -141,16 +141,11 @@ def write(
     ]
     text = page.page(title, "\n".join(part for part in body if part))
     path = Path(path).expanduser()
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
+        with whole(path) as part:
+            part.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}; give a path in a writable folder") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
     return path
 
 

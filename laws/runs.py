@@ -7,7 +7,6 @@ Rows count from 1; the header is not counted.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import os
@@ -20,6 +19,7 @@ import pandas as pd
 
 from laws.errors import InputError
 from laws.schema import LOSSES, hint, listed, meaning, nearest, validate
+from laws.whole import whole
 
 SCHEMA_VERSION = 2  # 2: status may be stopped
 SIZES = ("params", "params_total", "params_active")  # what N may count
@@ -126,14 +126,8 @@ def write_parquet(runs: pd.DataFrame, path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     table = pa.Table.from_pandas(runs, preserve_index=False)
     meta = {**(table.schema.metadata or {}), METADATA_KEY: json.dumps({"version": SCHEMA_VERSION}).encode()}
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as part:
         pq.write_table(table.replace_schema_metadata(meta), part)
-        os.replace(part, path)
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
     return path
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from laws import forms
 from laws.errors import InputError
 from laws.posterior import Posterior
+from laws.whole import whole
 
 FORMAT = 1
 TRAILER = b"\nstepseer sha256 "
@@ -44,16 +45,11 @@ def write(posterior: Posterior, path: str | os.PathLike[str]) -> Path:
         group.attrs["digest"] = _content_digest(posterior.law, meta, posterior.samples)
     content = buffer.getvalue()
     content += TRAILER + hashlib.sha256(content).hexdigest().encode()
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content)
-        os.replace(part, path)
+        with whole(path) as part:
+            part.write_bytes(content)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}; give a path in a writable folder") from error
-    finally:
-        if part.exists():
-            part.unlink()
     return path
 
 
