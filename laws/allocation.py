@@ -21,7 +21,7 @@ import pandas as pd
 from laws import forms
 from laws.budget import RATIOS, Budget, PerToken, budgeted
 from laws.errors import InputError
-from laws.posterior import Posterior, Prediction, Quantity, plain
+from laws.posterior import Posterior, Prediction, Quantity, plain, refuse_other
 
 TOLERANCES = (0.001, 0.005, 0.01)  # of the flat valley
 SMALLER = (1.5, 2.0, 4.0, 8.0)  # how many times smaller a model in `overtrain`
@@ -234,6 +234,8 @@ def overtrain(
     except (TypeError, ValueError):
         raise InputError(f"smaller must be numbers above 1, got {smaller!r}; give 2 for half the size") from None
     bad = ~(np.isfinite(times) & (times > 1))
+    if not times.size:
+        raise InputError("smaller is empty; give 2 for half the size")
     if bad.any():
         raise InputError(f"smaller must be above 1, got {times[bad][0]:g}; give 2 for half the size")
     if np.size(flops) != 1:
@@ -271,8 +273,7 @@ def overtrain(
 def refuse_unasked(posterior: Posterior, covariates: dict[str, Covariate], answer: str = "flops") -> None:
     """Raises InputError for what is no posterior, laws that cannot answer, and active parameters that are one number
     where N is the answer. answer: "flops" (the best of both), "params" or "tokens"."""
-    if not isinstance(posterior, Posterior):
-        raise InputError(f"got {posterior!r} for a posterior; laws.load_posterior gives one of a name or a file")
+    refuse_other(posterior)
     refuse_without_loss(posterior)
     if answer != "params":
         refuse_without_tokens(posterior)

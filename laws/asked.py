@@ -13,7 +13,7 @@ def numbers(name: str, value: Any) -> np.ndarray:
     """Positive and finite ones, a number or an array. Raises InputError."""
     try:
         x = np.asarray(value, dtype=float)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(f"{name} must be a number, got {value!r}") from None
     bad = ~(np.isfinite(x) & (x > 0))
     if bad.any():

@@ -84,6 +84,8 @@ def _per_token(name: str, rule: PerToken) -> PerToken:
     """`rule`, if it is positive: as a number, as a function at some sizes."""
     sizes = np.geomspace(1e6, 1e12, 7)
     try:
+        if isinstance(rule, str):
+            raise TypeError
         values = np.broadcast_to(np.asarray(rule(sizes) if callable(rule) else rule, float), sizes.shape)
     except (TypeError, ValueError):
         raise InputError(f"{name} is {rule!r}; give FLOPs a token over N, or a function of an array of N") from None

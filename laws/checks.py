@@ -21,7 +21,7 @@ from laws import forms, noise, tuning
 from laws.errors import InputError
 from laws.forms import grid
 from laws.plots import count
-from laws.posterior import Posterior
+from laws.posterior import Posterior, refuse_other
 from laws.runs import counted, finished, require
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
@@ -119,6 +119,7 @@ def fitted_cells(posterior: Posterior, runs: Any, recipe: str | None = None) -> 
     """(the finished runs, their best loss in each cell, whether they are what `posterior` was fitted to)."""
     from laws.fitting import digest
 
+    refuse_other(posterior)
     form, target = forms.get(posterior.law), posterior.meta["target"]
     if "loss" not in form.QUANTITIES:
         raise InputError(f"{posterior.law} says nothing of the loss; check a law of it, such as chinchilla or farseer")

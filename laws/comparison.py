@@ -19,7 +19,7 @@ from laws.allocation import Covariate, doubts, mean_loss, optimum, ordered
 from laws.asked import counts
 from laws.budget import budgeted
 from laws.errors import InputError
-from laws.posterior import Posterior, Quantity
+from laws.posterior import Posterior, Quantity, refuse_other
 
 SIDE = 25  # points of a side of the plane where none is given
 BEYOND = 10.0  # how far past the data both have in common the plane then reaches
@@ -66,6 +66,8 @@ def compare(
     Raises InputError for posteriors of different targets (losses that cannot be compared) or counts of N, or bad params
     or tokens.
     """
+    for given in (a, b):
+        refuse_other(given)
     if a.meta["target"] != b.meta["target"]:
         raise InputError(
             f"a predicts {a.meta['target']!r} and b {b.meta['target']!r}: fit both to the same loss "
@@ -77,7 +79,12 @@ def compare(
     asked = {"params": params, "tokens": tokens}
     axes = {c: _shared(a, b, c) if x is None else _axis(c, x) for c, x in asked.items()}
     grid = np.meshgrid(*axes.values(), indexing="ij")
-    n = n_draws or min(1000, max(100, ELEMENTS // grid[0].size), *(len(next(iter(x.draws.values()))) for x in (a, b)))
+    if n_draws is None:
+        have = (len(next(iter(x.draws.values()))) for x in (a, b))
+        n_draws = min(1000, max(100, ELEMENTS // grid[0].size), *have)
+    if not (isinstance(n_draws, (int, np.integer)) and n_draws >= 1):
+        raise InputError(f"n_draws must be a whole number of at least 1, got {n_draws!r}")
+    n = n_draws
     own_a, own_b = _own(a, b, covariates)
     loss_a, loss_b = (mean_loss(x, grid[0], grid[1], n, own) for x, own in ((a, own_a), (b, own_b)))
     pairs = _one_fit(a, b)

@@ -87,8 +87,13 @@ def fit(
     table = require(table, ("params", "tokens", target, *form.COLUMNS), law)
     used = finished(table)
     used = used[np.isfinite(used[target].to_numpy(float))].reset_index(drop=True)
-    if chains < 2 or num_samples < 100 or num_warmup < 100:
-        raise InputError("fit needs chains of at least 2, num_samples and num_warmup of at least 100")
+    for name, value, least in (
+        ("chains", chains, 2),
+        ("num_samples", num_samples, 100),
+        ("num_warmup", num_warmup, 100),
+    ):
+        if not (isinstance(value, (int, np.integer)) and value >= least):
+            raise InputError(f"{name} must be a whole number of at least {least}, got {value!r}")
     if used.empty:
         raise FitError(f"{law}: none of the {len(table)} runs of {source} has status ok and a finite {target}")
 
@@ -123,10 +128,11 @@ def fit(
     if doubt:
         warnings.append(doubt)
     recipes = sorted(set(used["recipe"]))
-    if len(recipes) > 1 and "loss" in form.QUANTITIES and not form.COVARIATES:
+    if len(recipes) > 1 and "loss" in form.QUANTITIES and "recipe" not in form.COVARIATES:
+        pooled = "" if form.COVARIATES else "law pooled, which tells them apart, or "
         warnings.append(
-            f"{len(recipes)} recipes ({listed(recipes, 4)}) in one law: where their losses differ, fit law pooled, "
-            "which tells them apart, or one by one (recipe=, --recipe)"
+            f"{len(recipes)} recipes ({listed(recipes, 4)}) in one law: where their losses differ, fit {pooled}one by "
+            "one (recipe=, --recipe)"
         )
     if result.diagnostics["divergences"]:
         warnings.append(

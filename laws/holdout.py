@@ -12,7 +12,7 @@ from laws import forms, tuning
 from laws.errors import FitError, InputError
 from laws.fitting import fit
 from laws.forms.grid import best_per_cell, relative_error
-from laws.posterior import Posterior, Prediction, Quantity, scores
+from laws.posterior import Posterior, Prediction, Quantity, edges, scores
 from laws.runs import counted, finished, require
 from laws.splits import FRACTION, held_out
 
@@ -28,7 +28,8 @@ class Backtest:
     much the loss of the tried (lr, batch) nearest to the predicted one, in the logarithms, exceeds the cell's best,
     relatively. coverage: "0.5", "0.8", "0.9", "0.95" -> fraction of measurements inside that central predictive
     interval; of steplaw the measurements are the best lr and batch size that each cell tried, and what is predicted is
-    which of those tried would end best, runs' noise included.
+    which of those tried would end best, runs' noise included (on a grid, so intervals hold a little more than their
+    share).
     width: mean width of the 90% intervals relative to the measurement.
     table: a row a measurement: params, tokens, quantity, measured, median, low, high (90%), inside; steplaw: regret.
     posterior: fitted to the runs that were kept.
@@ -81,8 +82,8 @@ def backtest(
     if heldout not in FRACTION:
         raise InputError(f"heldout must be 'params' or 'compute', got {heldout!r}")
     share = FRACTION[heldout] if fraction is None else fraction
-    if not 0 < share < 1:
-        raise InputError(f"fraction must be between 0 and 1, got {share:g}; give 0.2 to hold out a fifth")
+    if not (isinstance(share, (int, float, np.number)) and 0 < share < 1):
+        raise InputError(f"fraction must be between 0 and 1, got {share!r}; give 0.2 to hold out a fifth")
     tuning.refuse(law, tuned_by)
     table = counted(tuning.read(runs, target, recipe, tuned_by), size)
     table = require(table, ("params", "tokens", target, *form.COLUMNS), law)
@@ -178,7 +179,7 @@ def _judge_optimum(
     rows: list[pd.DataFrame] = []
     hits: dict[float, list[np.ndarray]] = {level: [] for level in LEVELS}
     for quantity in ("lr", "batch_tokens"):
-        answer = Quantity(np.stack([draws[quantity] for draws in expected], axis=1))
+        answer = _Tried(np.stack([draws[quantity] for draws in expected], axis=1))
         measured = best[quantity].to_numpy()
         varied = np.array([runs[quantity].nunique() > 1 for runs in tried])
         columns = cells[keys].assign(quantity=quantity, **_columns(answer, measured), regret=regret)
@@ -187,6 +188,18 @@ def _judge_optimum(
             hits[level].append(_inside(answer, measured, level)[varied])
     table = pd.concat(rows).sort_values(keys, kind="stable").reset_index(drop=True)
     return table, {level: np.concatenate(hit) for level, hit in hits.items()}
+
+
+class _Tried(Quantity):
+    """Settings that were tried: so are its quantiles."""
+
+    @property
+    def median(self) -> Any:
+        return np.quantile(self.draws, 0.5, axis=0, method="inverted_cdf")
+
+    def interval(self, level: float = 0.9) -> tuple[Any, Any]:
+        low, high = np.quantile(self.draws, edges(level), axis=0, method="inverted_cdf")
+        return low, high
 
 
 def _best_tried(posterior: Posterior, runs: pd.DataFrame, keys: list[str]) -> dict[str, np.ndarray]:

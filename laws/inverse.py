@@ -94,6 +94,8 @@ def cheapest(
     """
     refuse_unasked(posterior, covariates)
     shape, losses = np.shape(loss), _losses(loss).ravel()
+    if not losses.size:
+        raise InputError("loss is empty; give one loss or more")
     budget = budgeted(inference_tokens, flops_per_token, inference_flops_per_token, covariates)
     n_draws = min(400, len(next(iter(posterior.draws.values())))) if n_draws is None else n_draws
     (n_low, n_high), (d_low, d_high) = (posterior.meta["ranges"][c] for c in ("params", "tokens"))

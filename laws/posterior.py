@@ -81,7 +81,7 @@ class Prediction:
         return f"Prediction({self.law}: {', '.join(self.quantities)})"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no one truth to compare by
 class Posterior:
     """Draws of a law's parameters and what they were fitted to.
 
@@ -185,8 +185,8 @@ class Posterior:
         surface, _, shape = self._surface({"params": params, "tokens": tokens} | covariates, n_draws)
         if shape != ():
             raise InputError(f"settings answers one scale at a time, got an array of shape {shape}")
-        if not 0 < within < 1:
-            raise InputError(f"within must be between 0 and 1, got {within:g}; give 0.001 for 0.1% of the loss")
+        if not (isinstance(within, (int, float, np.number)) and 0 < within < 1):
+            raise InputError(f"within must be between 0 and 1, got {within!r}; give 0.001 for 0.1% of the loss")
         return steplaw_surface.settings(surface, within, f"params {params:.3g} and tokens {tokens:.3g}")
 
     def _surface(
@@ -277,6 +277,12 @@ class Posterior:
         from laws.saved import write
 
         return write(self, path)
+
+
+def refuse_other(given: Any) -> None:
+    """Raises InputError for what is no posterior."""
+    if not isinstance(given, Posterior):
+        raise InputError(f"got {given!r} for a posterior; laws.load_posterior gives one of a name or a file")
 
 
 def scores(n: int, stream: str) -> np.ndarray:

@@ -15,7 +15,7 @@ from laws import forms, page, plots, tuning
 from laws.cells import best_of_cells, cells
 from laws.errors import InputError
 from laws.holdout import Backtest
-from laws.posterior import Posterior
+from laws.posterior import Posterior, refuse_other
 from laws.runs import load_runs, require
 from laws.schema import COLUMNS
 from laws.whole import whole
@@ -123,6 +123,8 @@ def write(
     those. target: the loss column that is drawn.
     Raises InputError for a bad table or an unwritable path.
     """
+    for posterior in posteriors.values():
+        refuse_other(posterior)
     runs = load_runs(runs)
     require(runs, ("params", "tokens", target), "the report")
     losses = runs if tuned is None else tuned

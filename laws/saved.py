@@ -25,6 +25,8 @@ def write(posterior: Posterior, path: str | os.PathLike[str]) -> Path:
     """See `Posterior.save`."""
     import h5netcdf
 
+    if not (isinstance(path, (str, os.PathLike)) and str(path)):
+        raise InputError(f"save takes the path of a file, got {path!r}")
     path = Path(path).expanduser()
     buffer = io.BytesIO()
     with h5netcdf.File(buffer, "w") as file:

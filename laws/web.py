@@ -78,10 +78,13 @@ def regions(posterior: Posterior, query: Query) -> list[dict[str, Any]]:
     return found
 
 
-def budget(posterior: Posterior, query: Query, level: float) -> dict[str, Any]:
-    """Loss laws of params and tokens: what the same compute, 6 N D, is best spent on."""
+def budget(posterior: Posterior, query: Query, level: float) -> dict[str, Any] | None:
+    """Loss laws of params and tokens: what the same compute, 6 N D, is best spent on; None where it is no budget."""
     flops = 6.0 * query["params"] * query["tokens"]
-    found = allocate(posterior, flops=flops, n_draws=_few(posterior))
+    try:
+        found = allocate(posterior, flops=flops, n_draws=_few(posterior))
+    except InputError:  # next to nothing, or more than anybody has: the loss is answered all the same
+        return None
     return {
         "flops": flops,
         "params": found.recommended_params,

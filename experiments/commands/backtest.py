@@ -49,12 +49,17 @@ def run(args: argparse.Namespace) -> int:
     rows = [[_cell(name, value) for name, value in row.items()] for row in result.table.to_dict("records")]
     title = f"{args.law}: {HELDOUT[heldout]} held out"
     show.console().print(show.table(title, [str(name) for name in result.table.columns], rows, left=0))
-    kind = "mean regret of the predicted settings" if args.law == "steplaw" else "mean error of the predicted loss"
+    kind = "mean error of the predicted loss"
+    if args.law == "steplaw":
+        kind = "mean regret of the tried settings nearest to the law's"
     print(f"{kind} {show.percent(result.error)}; 90% intervals {show.percent(result.width)} wide")
     for level, share in result.coverage.items():
         print(f"{share:.0%} of the measurements inside the {float(level):.0%} interval")
     if args.law == "steplaw":
-        print("note: measured is the best setting tried; predicted, which of those tried would end best")
+        print(
+            "note: measured is the best setting tried; median, low and high say which of those tried the law expects to "
+            "end best (intervals on a grid hold a little more than their share)"
+        )
     if args.tuned_by:
         print("note: measured is what Step Law makes of a cell's runs: the loss at its best lr and batch_tokens")
     return 0
@@ -65,4 +70,6 @@ def _cell(column: Any, value: Any) -> str:
         return "yes" if value else "NO"
     if isinstance(value, str):
         return value
+    if column == "regret":
+        return show.percent(value)
     return show.count(value) if column in ("params", "tokens", "batch_tokens") else f"{value:.4g}"

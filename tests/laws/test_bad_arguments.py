@@ -14,6 +14,7 @@ EMPTY = {site: np.zeros((2, 10)) for site in ("E", "noise")}
 META = {"ranges": {"params": [1e8, 1e10], "tokens": [1e9, 1e12], "params_active": [1e7, 1e9]}, "warnings": []}
 MOE = laws.Posterior("moe", EMPTY, META)
 ROUTED = laws.Posterior("routed", EMPTY, {"ranges": META["ranges"] | {"n_experts": [1.0, 64.0]}, "warnings": []})
+STEPLAW = laws.load_posterior("steplaw")
 SPARSE = {"params": 1e9, "tokens": 1e10}
 
 
@@ -48,6 +49,20 @@ SPARSE = {"params": 1e9, "tokens": 1e10}
         (lambda: MINE.predict(**SPARSE).loss.interval("a"), ["level", "'a'", "0.9"]),
         (lambda: laws.tokens_for(MINE, loss=2.1, params=1e9).interval("a"), ["level", "'a'"]),
         (lambda: laws.load_posterior(5), ["load_posterior", "5"]),
+        (lambda: laws.compare(MINE, "b.nc"), ["'b.nc'", "load_posterior"]),
+        (lambda: laws.compare(MINE, MINE, n_draws=0), ["n_draws", "0"]),
+        (lambda: laws.check("b.nc", loss_grid("chinchilla", 0.01)), ["'b.nc'", "load_posterior"]),
+        (lambda: laws.fit("chinchilla", loss_grid("chinchilla", 0.01), chains="4"), ["chains", "'4'"]),
+        (lambda: laws.fit("chinchilla", loss_grid("chinchilla", 0.01), num_samples=150.5), ["num_samples", "150.5"]),
+        (lambda: laws.backtest("chinchilla", loss_grid("chinchilla", 0.01), fraction="0.2"), ["fraction", "'0.2'"]),
+        (lambda: STEPLAW.settings(**SPARSE, within="0.1%"), ["within", "'0.1%'", "0.001"]),
+        (lambda: laws.overtrain(MINE, flops=1e21, smaller=[]), ["smaller is empty"]),
+        (lambda: laws.cheapest(MINE, loss=[]), ["loss is empty"]),
+        (lambda: laws.allocate(MINE, flops=1e21, flops_per_token="6"), ["flops_per_token", "'6'"]),
+        (lambda: MINE.save(""), ["save", "''"]),
+        (lambda: STEPLAW.predict(params=10**400, tokens=1e10), ["params must be a number"]),
+        (lambda: published.compute_optimum("hoffmann", "x"), ["flops", "'x'"]),
+        (lambda: published.compute_optimum("hoffmann", [1e21]), ["flops", "one number"]),
         (lambda: published.LOSSES["hoffmann"].loss(params="7B", tokens=1e12), ["params", "'7B'"]),
     ],
 )  # fmt: skip
@@ -57,6 +72,10 @@ def test_one_line_names_it(question, named):
     assert "\n" not in str(error.value)
     for words in named:
         assert words in str(error.value)
+
+
+def test_posteriors_can_be_compared_and_kept_in_sets():
+    assert MINE == MINE and known.chinchilla(draws=20) != MINE and len({MINE, MINE}) == 1
 
 
 def test_what_is_given_back_is_short_to_read():
