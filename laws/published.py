@@ -267,7 +267,7 @@ def compute_optimum(law: str, flops: float) -> tuple[float, float]:
         known = ", ".join(name for name, entry in LOSSES.items() if entry.loss.reads == ("params", "tokens"))
         raise InputError(f"no published loss law {law!r} in params and tokens; known: {known}")
     if not (isinstance(flops, (int, float, np.number)) and np.isfinite(flops) and flops > 0):
-        raise InputError(f"flops must be one number, positive and finite, got {flops!r}")
+        raise InputError(f"flops must be positive and finite, one number, got {flops!r}")
 
     def loss(log_params: Any) -> Any:
         return LOSSES[law].loss(params=np.exp(log_params), tokens=flops / 6 / np.exp(log_params))

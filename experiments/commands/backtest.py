@@ -57,8 +57,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"{share:.0%} of the measurements inside the {float(level):.0%} interval")
     if args.law == "steplaw":
         print(
-            "note: measured is the best setting tried; median, low and high say which of those tried the law expects to "
-            "end best (intervals on a grid hold a little more than their share)"
+            "note: measured is the best setting tried; median, low and high say which of those tried the law expects "
+            "to end best (intervals on a grid hold a little more than their share)"
         )
     if args.tuned_by:
         print("note: measured is what Step Law makes of a cell's runs: the loss at its best lr and batch_tokens")
