@@ -280,7 +280,7 @@ def test_bad_arguments():
         laws.fit("chinchilla", grid, target="bpc")
     with pytest.raises(InputError, match="lr"):
         laws.fit("steplaw", grid)
-    with pytest.raises(InputError, match="chains of at least 2"):
+    with pytest.raises(InputError, match="chains must be a whole number of at least 2"):
         laws.fit("chinchilla", grid, chains=1)
 
 
