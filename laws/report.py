@@ -11,14 +11,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from laws import forms, page, plots, tuning
+from laws import forms, page, plots, tuning, whole
 from laws.cells import best_of_cells, cells
-from laws.errors import InputError
 from laws.holdout import Backtest
 from laws.posterior import Posterior, refuse_other
 from laws.runs import load_runs, require
 from laws.schema import COLUMNS
-from laws.whole import whole
 
 LEVEL = 0.9
 REACH = 10  # the extrapolation shown: this many times the largest size and budget
@@ -142,13 +140,7 @@ def write(
         _runs(runs, target),
     ]
     text = page.page(title, "\n".join(part for part in body if part))
-    path = Path(path).expanduser()
-    try:
-        with whole(path) as part:
-            part.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}; give a path in a writable folder") from error
-    return path
+    return whole.write(Path(path).expanduser(), text.encode())
 
 
 # --- sections ------------------------------------------------------------------------------------------------------

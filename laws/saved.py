@@ -12,10 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from laws import forms
+from laws import forms, whole
 from laws.errors import InputError
 from laws.posterior import Posterior
-from laws.whole import whole
 
 FORMAT = 1
 TRAILER = b"\nstepseer sha256 "
@@ -47,12 +46,7 @@ def write(posterior: Posterior, path: str | os.PathLike[str]) -> Path:
         group.attrs["digest"] = _content_digest(posterior.law, meta, posterior.samples)
     content = buffer.getvalue()
     content += TRAILER + hashlib.sha256(content).hexdigest().encode()
-    try:
-        with whole(path) as part:
-            part.write_bytes(content)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}; give a path in a writable folder") from error
-    return path
+    return whole.write(path, content)
 
 
 def load_posterior(source: str | os.PathLike[str]) -> Posterior:

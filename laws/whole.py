@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from laws.errors import InputError
+
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
@@ -20,3 +22,13 @@ def whole(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
+
+
+def write(path: Path, content: bytes) -> Path:
+    """A file that a user named. Raises InputError where it cannot be written."""
+    try:
+        with whole(path) as part:
+            part.write_bytes(content)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}; give a path in a writable folder") from error
+    return path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,7 +13,9 @@ from experiments import show
 from experiments.commands.allocate import about
 from experiments.errors import InputError
 from experiments.options import Parser, fraction, positive, positives, share
-from laws.forms.steplaw_surface import Settings
+
+if TYPE_CHECKING:
+    from laws.forms.steplaw_surface import Settings
 
 # what a posterior predicts: field of Prediction -> (how people call it, how they write it)
 QUANTITIES = {
@@ -98,16 +100,21 @@ def run(args: argparse.Namespace) -> int:
         _print(posterior, args, list(zip(params, tokens)), answers)
         for query, found in zip(queries, good):
             print(f"{found}\n" if isinstance(found, str) else _in_words(query, found, posterior.meta["batch_swept"]))
-        for warning in _warnings(posterior, asked, setting):
+        for warning in _together(prediction, given.get("regret")):
             print(f"note: {warning}")
     return 0
 
 
-def _warnings(posterior: laws.Posterior, query: dict[str, Any], setting: dict[str, float]) -> list[str]:
-    """Those of the prediction, and of the regret if it was asked for."""
-    notes = posterior.predict(**query, n_draws=1).warnings
-    more = posterior.regret(**query, **setting).warnings if setting else []
-    return notes + [note for note in more if note not in notes]
+def _warnings(posterior: laws.Posterior, query: dict[str, float], setting: dict[str, float]) -> list[str]:
+    """Those of one query."""
+    regret = posterior.regret(**query, **setting) if setting else None
+    return _together(posterior.predict(**query, n_draws=1), regret)
+
+
+def _together(prediction: Any, regret: Any) -> list[str]:
+    """The warnings of a prediction, and of a regret if it was asked for."""
+    more = [] if regret is None else regret.warnings
+    return prediction.warnings + [note for note in more if note not in prediction.warnings]
 
 
 def _pairs(params: list[float], tokens: list[float]) -> tuple[list[float], list[float]]:
